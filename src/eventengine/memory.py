@@ -1,0 +1,416 @@
+"""Memory that is counted: `MemoryQuota`, the allocators that draw on it, and the blocks behind slices.
+
+Rules:
+
+1. `_taken` is what the quota has made and lent: whole blocks, in use or pooled, and reservations. It changes only
+   under `_lock`. Blocks die in any thread, also inside a garbage collection that interrupts a holder of the lock, so
+   what they give back is appended to `_given` (a deque's append is atomic) and folded in by the next who locks.
+2. Taking never fails and never waits. What bounds memory is that *reading* waits: `try_block` gives None while there
+   is no room, and the endpoint puts itself on `waiters`.
+3. No wake-up is lost: a waiter registers first and tries again after; who gives back appends first and looks for waiters
+   after. One gift wakes one waiter, who wakes the next when it finds room left.
+4. Pools are the reserve that spares the lock: free lists of blocks of a power of two, whose pop and append are
+   atomic. Pooled blocks count in `taken` and `peak`, so the bound includes them, but not in `used`. As soon as more
+   than 0.8 of the quota is taken (`_tight`), every request goes the slow way, which empties the pools before it
+   would exceed the size.
+5. A connection that is idle has no reserve of its own; pools belong to the quota.
+
+Sizes under pressure follow gRPC's memory_quota.cc: above 0.8 the part of a request above its minimum shrinks by
+(1 - p) / 0.2, and one request gets at most a sixteenth of the quota, but never less than its minimum.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, final
+
+from eventengine.slices import Block, Pool, Slice
+from eventengine.status import ClosedResourceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+__all__ = ["MemoryAllocator", "MemoryAllocatorFactory", "MemoryQuota", "MemoryRequest", "Reservation", "parse_size"]
+
+SMALLEST_BLOCK = 256
+LARGEST_POOLED_BLOCK = 256 * 1024
+UNLIMITED = 1 << 62
+_POOLED_BYTES_PER_SIZE = 2 << 20  # a free list keeps at most this many bytes, or eight blocks
+_TIGHT = 0.8
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes from a number or from text such as `"64MiB"`: B, KiB, MiB, GiB or TiB, in any case.
+
+    Raises ValueError with the text that was given and what is allowed.
+    """
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        unit = _UNITS.get(match[2].upper()) if match else None
+        if match is None or unit is None:
+            raise ValueError(f"{size!r} is not a size; write a number of bytes or one with KiB, MiB, GiB or TiB")
+        size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    elif isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f'a size is an int of bytes or a text such as "64MiB", not {type(size).__name__}')
+    if not 1 <= size <= UNLIMITED:
+        raise ValueError(f"a size of {size} bytes is out of range; it must be at least 1")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """How much memory is wanted: at least `min` bytes and, where there is room, up to `max` (None: exactly `min`).
+
+    Raises ValueError unless 0 <= min <= max.
+    """
+
+    min: int
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= (self.min if self.max is None else self.max):
+            raise ValueError(f"MemoryRequest({self.min}, {self.max}): 0 <= min <= max must hold")
+
+    @property
+    def most(self) -> int:
+        return self.min if self.max is None else self.max
+
+
+class MemoryQuota:
+    """The memory part of a `ResourceQuota`: how much is allowed, and how much is there.
+
+    Any method may be called from any thread.
+    """
+
+    __slots__ = ("__weakref__", "_given", "_lock", "_peak", "_pools", "_size", "_taken", "_tight", "waiters")
+
+    def __init__(self, size: int = UNLIMITED) -> None:
+        self._lock = threading.Lock()
+        self._size = size
+        self._taken = 0
+        self._peak = 0
+        self._given: deque[int] = deque()
+        self._tight = False
+        self.waiters: deque[Callable[[], object]] = deque()
+        # By the number of bits of size - 1: a request finds the smallest power of two that holds it.
+        self._pools = {
+            bits: Pool(max(8, _POOLED_BYTES_PER_SIZE >> bits))
+            for bits in range((SMALLEST_BLOCK - 1).bit_length(), (LARGEST_POOLED_BLOCK - 1).bit_length() + 1)
+        }
+        _quotas.add(self)
+
+    @property
+    def size(self) -> int | None:
+        """The limit in bytes; None where there is none."""
+        return None if self._size == UNLIMITED else self._size
+
+    @property
+    def used(self) -> int:
+        """Bytes in blocks that someone holds, and in reservations."""
+        with self._lock:
+            self._fold()
+            return self._taken - self._pooled()
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that there have been at one time, pooled blocks included."""
+        return self._peak
+
+    @property
+    def pressure(self) -> float:
+        """used / size: 0.0 where there is no limit, above 1.0 while more is lent than allowed."""
+        return self.used / self._size if self._size != UNLIMITED else 0.0
+
+    def resize(self, size: int | str) -> None:
+        """Changes the limit, as bytes or text (`"256MiB"`).
+
+        A smaller one frees the pools and takes nothing away that is in use: reads wait until enough was given back.
+        Raises ValueError or TypeError for what is not a size.
+        """
+        new = parse_size(size)
+        with self._lock:
+            self._size = new
+            self._fold()
+            self._trim(self._taken - new)
+        self.wake_next_waiter()
+
+    def take(self, request: MemoryRequest) -> int:
+        """Counts between `request.min` and `request.most` bytes as taken, and says how many. Never fails."""
+        with self._lock:
+            self._fold()
+            amount = self._sized(request.min, request.most)
+            self._trim(self._taken + amount - self._size)
+            self._count(amount)
+        return amount
+
+    def give(self, amount: int) -> None:
+        """Gives back what was taken. Takes no lock: it is what a block calls when it dies."""
+        self._given.append(amount)
+        if self.waiters:
+            self.wake_one()
+
+    def make_block(self, minimum: int, most: int) -> Block:
+        """A block of at least `minimum` bytes, whatever the limit says."""
+        if not self._tight and (block := self._from_pool(most)) is not None:
+            return block
+        with self._lock:
+            self._fold()
+            size = _block_size(self._sized(minimum, most))
+            self._trim(self._taken + size - self._size)
+            return self._new_block(size)
+
+    def try_block(self, most: int) -> Block | None:
+        """A block for reading, of SMALLEST_BLOCK to about `most` bytes; None when the quota has no room for any."""
+        if not self._tight and (block := self._from_pool(most)) is not None:
+            return block
+        with self._lock:
+            self._fold()
+            size = _block_size(self._sized(min(SMALLEST_BLOCK, most), most))
+            self._trim(self._taken + size - self._size)
+            room = self._size - self._taken
+            if room < size:
+                if room < SMALLEST_BLOCK:
+                    return None
+                size = 1 << (room.bit_length() - 1)
+            return self._new_block(size)
+
+    def add_waiter(self, on_room: Callable[[], object]) -> None:
+        """Has `on_room` called once, in any thread, when memory was given back; it must take no lock of the quota.
+
+        The caller tries again after this (rule 3). Who was woken calls `wake_next_waiter` once it took what it
+        wanted, or wants it no longer.
+        """
+        self.waiters.append(on_room)
+
+    def wake_next_waiter(self) -> None:
+        """Wakes a waiter if there is room for one."""
+        if self.waiters:
+            with self._lock:
+                self._fold()
+                room = self._size - self._taken + self._pooled()
+            if room >= SMALLEST_BLOCK:
+                self.wake_one()
+
+    def wake_one(self) -> None:
+        """Wakes the waiter that has waited longest, if there is one."""
+        try:
+            on_room = self.waiters.popleft()
+        except IndexError:  # another thread was faster
+            return
+        on_room()
+
+    def _from_pool(self, wanted: int) -> Block | None:
+        pool = self._pools.get((wanted - 1).bit_length() if wanted > SMALLEST_BLOCK else 8)
+        if pool:
+            try:
+                return pool.pop()
+            except IndexError:  # another thread took the last one
+                pass
+        return None
+
+    # What follows is called with the lock held.
+
+    def _new_block(self, size: int) -> Block:
+        self._count(size)
+        return Block(size, self, self._pools.get((size - 1).bit_length()))
+
+    def _fold(self) -> None:
+        while self._given:
+            self._taken -= self._given.popleft()
+        self._tight = self._taken > self._size * _TIGHT
+
+    def _count(self, amount: int) -> None:
+        self._taken += amount
+        self._peak = max(self._peak, self._taken)
+        self._tight = self._taken > self._size * _TIGHT
+
+    def _sized(self, minimum: int, most: int) -> int:
+        """What a request gets under today's pressure."""
+        if self._size == UNLIMITED:
+            return most
+        pressure = (self._taken - self._pooled()) / self._size if self._tight else 0.0
+        if pressure > _TIGHT:
+            most = minimum + int((most - minimum) * max(0.0, 1.0 - pressure) / (1.0 - _TIGHT))
+        return max(minimum, min(most, self._size // 16))
+
+    def _pooled(self) -> int:
+        return sum(len(pool) << bits for bits, pool in self._pools.items())
+
+    def _trim(self, amount: int) -> None:
+        """Frees pooled blocks, the largest first, until `amount` bytes are free or none is left."""
+        if amount > 0:
+            for pool in reversed(self._pools.values()):
+                while pool and amount > 0:
+                    amount -= len(pool.pop())  # it dies here, and leaves its charge in _given
+            self._fold()
+
+
+def _block_size(wanted: int) -> int:
+    """The power of two that holds `wanted` where blocks of that size are pooled; else `wanted`."""
+    if wanted > LARGEST_POOLED_BLOCK:
+        return wanted
+    return max(SMALLEST_BLOCK, 1 << (wanted - 1).bit_length())
+
+
+@final
+class MemoryAllocator:
+    """Draws memory from one quota on behalf of one user of it, a connection as a rule.
+
+    Made by `ResourceQuota.create_memory_allocator`. Reserving never fails and never waits; it may take the quota
+    above its size, and reads then wait until memory came back. Slices and reservations outlive the allocator.
+    May be called from any thread; every method but `close` raises ClosedResourceError after `close`.
+
+    Source: `memory_allocator.h` in `grpc/event_engine`.
+    """
+
+    __slots__ = ("_closed", "_memory", "_name", "_reserved")
+
+    def __init__(self, memory: MemoryQuota, name: str) -> None:
+        self._memory = memory
+        self._name = name
+        self._reserved = 0
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def memory(self) -> MemoryQuota:
+        """The quota that this allocator draws on."""
+        return self._memory
+
+    def reserve(self, request: MemoryRequest) -> int:
+        """Counts bytes that the caller keeps in storage of its own; returns how many, `request.min` to `request.max`.
+
+        They are counted until `release` or `close`. Less than the maximum is granted under pressure, and never more
+        than a sixteenth of the quota beyond the minimum.
+        """
+        self._check_open()
+        amount = self._memory.take(request)
+        with self._memory._lock:
+            if not self._closed:
+                self._reserved += amount
+                return amount
+        self._memory.give(amount)
+        raise ClosedResourceError(f"the memory allocator {self._name!r} was closed")
+
+    def release(self, n: int) -> None:
+        """Gives back `n` reserved bytes. Raises ValueError for a negative `n` or more than is reserved."""
+        with self._memory._lock:
+            self._check_open()
+            if not 0 <= n <= self._reserved:
+                raise ValueError(f"cannot release {n} bytes; {self._reserved} are reserved")
+            self._reserved -= n
+        self._memory.give(n)
+
+    def make_reservation(self, request: MemoryRequest) -> Reservation:
+        """As `reserve`, for an object that gives the bytes back when it is released or collected."""
+        self._check_open()
+        return Reservation(self._memory, self._memory.take(request))
+
+    def make_slice(self, request: MemoryRequest) -> Slice:
+        """A slice of `request.min` to `request.max` bytes of undefined content, to be written through its `view`.
+
+        Its memory is counted, rounded up to the block it lies in, until the last view of it is gone.
+        """
+        self._check_open()
+        if not request.most:
+            return Slice(b"", 0, 0)
+        block = self._memory.make_block(request.min, request.most)
+        return Slice(block, 0, min(len(block), request.most))
+
+    def copy(self, data: Buffer) -> Slice:
+        """A slice with a copy of a bytes-like object."""
+        source = memoryview(data).cast("B")
+        target = self.make_slice(MemoryRequest(len(source)))
+        if source:
+            target.view[:] = source
+        return target
+
+    def close(self) -> None:
+        """Gives back what `reserve` counted and ends the use of this allocator. May be called twice."""
+        with self._memory._lock:
+            self._closed = True
+            amount, self._reserved = self._reserved, 0
+        if amount:
+            self._memory.give(amount)
+
+    def __del__(self) -> None:
+        if self._reserved:
+            self._memory.give(self._reserved)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedResourceError(f"the memory allocator {self._name!r} was closed")
+
+    def __repr__(self) -> str:
+        return f"<MemoryAllocator {self._name!r}{' closed' if self._closed else ''}>"
+
+
+class MemoryAllocatorFactory(Protocol):
+    """Makes an allocator for each connection that a listener accepts; a `ResourceQuota` is one.
+
+    Called on the engine's thread, twice a connection: for the endpoint, and for the application's own use.
+    """
+
+    def create_memory_allocator(self, name: str) -> MemoryAllocator: ...
+
+
+@final
+class Reservation:
+    """Bytes counted in a quota until `release`, the end of a `with` block, or the end of this object."""
+
+    __slots__ = ("_memory", "_size")
+
+    def __init__(self, memory: MemoryQuota, size: int) -> None:
+        self._memory = memory
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """The bytes that are reserved; 0 once they were released."""
+        return self._size
+
+    def release(self) -> None:
+        """Gives the bytes back. May be called twice, and from any thread."""
+        with self._memory._lock:
+            size, self._size = self._size, 0
+        if size:
+            self._memory.give(size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if self._size:
+            self._memory.give(self._size)
+
+
+_quotas: weakref.WeakSet[MemoryQuota] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The lock may have been held by a thread that the child does not have; the waiters are the parent's endpoints.
+    for memory in list(_quotas):
+        memory._lock = threading.Lock()
+        memory.waiters.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,208 @@
+"""`ResourceQuota`: one bound for the memory, the connections and the threads of everything that shares it.
+
+What memory is, and when a read waits, stands in `memory`; this file adds the two plain counters.
+
+The counters change under a lock of their own, which is held for a few instructions and never while anything else is
+called. Listeners that found no connection left wait in line: who gives one back wakes the first.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, parse_size
+from eventengine.status import Status, StatusCode, StatusError
+
+__all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]
+
+
+class _Counter:
+    """So many of something may be out at a time. Any method may be called from any thread."""
+
+    __slots__ = ("__weakref__", "_lock", "_size", "_used")
+
+    def __init__(self, size: int | None) -> None:
+        self._lock = threading.Lock()
+        self._size = size
+        self._used = 0
+        _counters.add(self)
+
+    @property
+    def size(self) -> int | None:
+        """The limit; None where there is none."""
+        return self._size
+
+    @property
+    def used(self) -> int:
+        """How many are out now."""
+        return self._used
+
+    def _take(self, n: int) -> bool:
+        with self._lock:
+            if self._size is not None and self._used + n > self._size:
+                return False
+            self._used += n
+            return True
+
+    def _give(self, n: int) -> None:
+        with self._lock:
+            self._used -= n
+
+
+class ConnectionQuota(_Counter):
+    """The connections that listeners may have accepted at a time. At the limit they leave new ones in the backlog."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__(size)
+        self._waiters: deque[Callable[[], object]] = deque()
+
+    def try_take(self, on_free: Callable[[], object]) -> bool:
+        """Takes one connection; where none is left says False and has `on_free` called, once, in any thread, when
+        one is."""
+        if self._take(1):
+            return True
+        self._waiters.append(on_free)
+        if not self._take(1):
+            return False
+        # One was given back between the two: it is ours, and the wake-up that may come finds nothing to do.
+        return True
+
+    def give(self) -> None:
+        """Gives back one connection."""
+        self._give(1)
+        self.wake_one()
+
+    def wake_one(self) -> None:
+        """Wakes the listener that has waited longest, if there is one."""
+        try:
+            on_free = self._waiters.popleft()
+        except IndexError:
+            return
+        on_free()
+
+
+class ThreadQuota(_Counter):
+    """The threads that worker pools may have at a time."""
+
+    __slots__ = ()
+
+    def reserve(self, n: int) -> None:
+        """Counts `n` threads. Raises StatusError(RESOURCE_EXHAUSTED) when that is more than are left."""
+        if n < 1:
+            raise ValueError(f"{n} threads were asked for; it must be 1 or more")
+        if not self._take(n):
+            raise StatusError(
+                Status(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    f"{n} threads were asked for; {self._used} of the quota's {self._size} are in use",
+                )
+            )
+
+    def release(self, n: int) -> None:
+        """Gives back `n` reserved threads."""
+        self._give(n)
+
+
+class _QuotaExecutor(ThreadPoolExecutor):
+    """A pool whose threads are counted from its making until it was shut down."""
+
+    def __init__(self, threads: ThreadQuota, max_workers: int, name: str) -> None:
+        threads.reserve(max_workers)
+        self._return_threads = weakref.finalize(self, threads.release, max_workers)
+        super().__init__(max_workers, thread_name_prefix=name)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        self._return_threads()
+
+
+class ResourceQuota:
+    """Bounds what connections hold together; one quota may serve any number of engines, listeners and connections.
+
+    Args:
+        name: For logs and messages.
+        memory: Bytes, or text such as `"64MiB"`; None: counted, without a limit.
+        threads: How many threads the pools of `create_executor` may have together; None: no limit.
+        connections: How many accepted connections there may be at a time; None: no limit. Listeners leave those
+            beyond it in their backlog; connections that `EventEngine.connect` makes are not counted.
+
+    Raises ValueError or TypeError for a size that is none. May be used from any thread.
+    """
+
+    __slots__ = ("_connections", "_memory", "_name", "_threads")
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        memory: int | str | None = None,
+        threads: int | None = None,
+        connections: int | None = None,
+    ) -> None:
+        self._name = name
+        self._memory = MemoryQuota(UNLIMITED if memory is None else parse_size(memory))
+        self._threads = ThreadQuota(_check_limit("threads", threads))
+        self._connections = ConnectionQuota(_check_limit("connections", connections))
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def memory(self) -> MemoryQuota:
+        """`used`, `size`, `peak`, `pressure` and `resize` of the memory."""
+        return self._memory
+
+    @property
+    def threads(self) -> ThreadQuota:
+        return self._threads
+
+    @property
+    def connections(self) -> ConnectionQuota:
+        return self._connections
+
+    def create_memory_allocator(self, name: str) -> MemoryAllocator:
+        """An allocator that draws on this quota; `name` is for messages. So a quota is a MemoryAllocatorFactory."""
+        return MemoryAllocator(self._memory, name)
+
+    def create_executor(self, max_workers: int, *, name: str = "eventengine-callbacks") -> ThreadPoolExecutor:
+        """A pool for `callback_executor=` whose `max_workers` threads are counted in `threads` until its `shutdown`.
+
+        Raises StatusError(RESOURCE_EXHAUSTED) when fewer than `max_workers` are left.
+        """
+        return _QuotaExecutor(self._threads, max_workers, name)
+
+    def __repr__(self) -> str:
+        return f"<ResourceQuota {self._name!r} memory {self._memory.used} of {self._memory.size} bytes>"
+
+
+def _check_limit(what: str, limit: int | None) -> int | None:
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"{what} must be an int or None, not {type(limit).__name__}")
+    if limit < 1:
+        raise ValueError(f"{what} is {limit}; it must be 1 or more, or None for no limit")
+    return limit
+
+
+_counters: weakref.WeakSet[_Counter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The lock may have been held by a thread that the child does not have; the waiters are the parent's listeners.
+    for counter in list(_counters):
+        counter._lock = threading.Lock()
+        if isinstance(counter, ConnectionQuota):
+            counter._waiters.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

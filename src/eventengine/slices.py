@@ -1,0 +1,292 @@
+"""`Slice` and `SliceBuffer`: bytes by reference, from the socket to the application and back.
+
+Rules:
+
+1. A slice is a window (start, stop) on a storage that it keeps alive. Cutting a slice copies nothing.
+2. Storage is either a `Block`, which is charged to a quota, or a bytes-like object of the application, which is not.
+3. A block is charged when it is made. When the last slice on it dies, one of two things happens. If nothing else
+   refers to the block, it goes to the pool it came from, to be filled again. If anything does, a memoryview above
+   all, the block is left to whoever holds it and gives its charge back when that is gone. So a view that was handed
+   out never shows the bytes of another read.
+4. Rule 3 asks CPython's reference count, which is exact only under the GIL; without one, nothing is pooled.
+   `Slice.__del__` and `Block.__del__` run in any thread, also inside a garbage collection that interrupts the
+   quota's own code: they take no lock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Protocol, SupportsIndex
+
+from eventengine.status import EmptyBufferError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Slice", "SliceBuffer"]
+
+
+class BlockOwner(Protocol):
+    """What a block needs of the quota it is charged to. Both methods may run in any thread, and take no lock."""
+
+    waiters: Collection[object]
+
+    def give(self, amount: int) -> None: ...
+
+    def wake_one(self) -> None: ...
+
+
+class Pool(list["Block"]):
+    """A free list of blocks of one size, at most `limit` of them."""
+
+    __slots__ = ("limit",)
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+
+class Block(bytearray):
+    """A fixed number of bytes charged to `owner`; `pool` is the free list that it may return to, or None."""
+
+    __slots__ = ("owner", "pool")
+
+    def __init__(self, size: int, owner: BlockOwner, pool: Pool | None) -> None:
+        super().__init__(size)
+        self.owner = owner
+        self.pool = pool
+
+    def __del__(self) -> None:
+        self.owner.give(len(self))
+
+
+class Slice:
+    """A run of bytes; its parts share its storage. Made by a `MemoryAllocator`, by an endpoint's read, or `of`.
+
+    Immutable in extent. The content of one from `MemoryAllocator.make_slice` is there to be written, through
+    `view`; who shares the storage sees it change. May be used from any thread, if none writes while others read.
+    """
+
+    __slots__ = ("_start", "_stop", "_storage")
+
+    def __init__(self, storage: bytes | bytearray | memoryview, start: int, stop: int) -> None:
+        self._storage = storage
+        self._start = start
+        self._stop = stop
+
+    @classmethod
+    def of(cls, data: Buffer) -> Slice:
+        """A slice on `data` itself, any C-contiguous bytes-like object: not copied, not charged to a quota.
+
+        A bytearray or memoryview must not change while the slice is in use; `MemoryAllocator.copy` copies.
+        Raises TypeError for what is not bytes-like, ValueError for a view that is not contiguous.
+        """
+        if isinstance(data, bytes):
+            return cls(data, 0, len(data))
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise TypeError(
+                f"a Slice or a bytes-like object is needed (bytes, bytearray, memoryview), not {type(data).__name__}"
+            ) from None
+        if not view.c_contiguous:
+            raise ValueError("the memoryview is not contiguous; pass bytes(view) or a contiguous one")
+        if not view.nbytes:
+            return cls(b"", 0, 0)
+        return cls(view.cast("B"), 0, view.nbytes)
+
+    def __del__(self) -> None:
+        storage = self._storage
+        if (
+            type(storage) is Block
+            and (pool := storage.pool) is not None
+            and len(pool) < pool.limit
+            and _references(storage) == _ONLY_OURS
+        ):
+            pool.append(storage)
+            if (owner := storage.owner).waiters:
+                owner.wake_one()
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @property
+    def view(self) -> memoryview:
+        """A new memoryview of the bytes, of format "B". It keeps the memory, and the charge for it, alive."""
+        return memoryview(self._storage)[self._start : self._stop]
+
+    @property
+    def storage_bytes(self) -> int:
+        """The bytes of memory that this slice keeps alive; what is charged, for one that a quota made."""
+        return len(self._storage)
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.view)
+
+    def split(self, n: int) -> tuple[Slice, Slice]:
+        """The first `n` bytes and the rest, which share the storage. Raises ValueError unless 0 <= n <= len."""
+        middle = self._start + n
+        if not self._start <= middle <= self._stop:
+            raise ValueError(f"cannot split {len(self)} bytes at {n}; 0 to {len(self)} are allowed")
+        return Slice(self._storage, self._start, middle), Slice(self._storage, middle, self._stop)
+
+    def __getitem__(self, part: slice[SupportsIndex | None, SupportsIndex | None, None]) -> Slice:
+        """A sub-slice, `s[2:5]`, which shares the storage. Raises TypeError for an index or a step."""
+        if not isinstance(part, slice) or part.step is not None:
+            raise TypeError("a Slice takes a range without a step, as in s[2:5]; for single bytes use s.view")
+        start, stop, _ = part.indices(len(self))
+        return Slice(self._storage, self._start + start, self._start + max(start, stop))
+
+    def __repr__(self) -> str:
+        head = bytes(self.view[:16])
+        return f"<Slice of {len(self)} bytes: {head!r}{'...' if len(self) > 16 else ''}>"
+
+
+_references = sys.getrefcount
+
+
+def _count_ours() -> int:
+    """What `_references` says in `Slice.__del__` of a block that nothing else refers to; no real count without a GIL."""
+    gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if not gil:
+        return -1
+    counts: list[int] = []
+
+    class Probe:
+        __slots__ = ("_storage",)
+
+        def __init__(self, storage: object) -> None:
+            self._storage = storage
+
+        def __del__(self) -> None:
+            storage = self._storage
+            counts.append(_references(storage))
+
+    Probe(bytearray(1))
+    return counts[0]
+
+
+_ONLY_OURS = _count_ours()
+
+
+class SliceBuffer:
+    """A queue of slices, read into by `Endpoint.read`, emptied by `Endpoint.write`. `len()` is bytes.
+
+    Not locked: one thread at a time. While a read or a write is outstanding the endpoint borrows the buffer, and
+    nobody else may touch it.
+    """
+
+    __slots__ = ("_length", "_slices")
+
+    def __init__(self, slices: Iterable[Slice | Buffer] = ()) -> None:
+        self._slices: list[Slice] = []
+        self._length = 0
+        for part in slices:
+            self.append(part)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def count(self) -> int:
+        """How many slices there are; none of them is empty."""
+        return len(self._slices)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The slices, first to last, as they are now."""
+        return tuple(self._slices)
+
+    def __bytes__(self) -> bytes:
+        return b"".join([part.view for part in self._slices])
+
+    def append(self, data: Slice | Buffer) -> None:
+        """Adds at the end, without a copy; see `Slice.of` for what is allowed. Nothing is added for no bytes."""
+        part = data if type(data) is Slice else Slice.of(data)
+        size = part._stop - part._start
+        if size:
+            self._slices.append(part)
+            self._length += size
+
+    def prepend(self, data: Slice | Buffer) -> None:
+        """Adds at the front, else as `append`."""
+        part = data if type(data) is Slice else Slice.of(data)
+        if len(part):
+            self._slices.insert(0, part)
+            self._length += len(part)
+
+    def take_first(self) -> Slice:
+        """Takes the first slice out. Raises EmptyBufferError when there is none."""
+        if not self._slices:
+            raise EmptyBufferError("the SliceBuffer is empty; take_first needs at least one slice (ask len or count)")
+        part = self._slices.pop(0)
+        self._length -= part._stop - part._start
+        return part
+
+    def move_first(self, n: int, into: SliceBuffer) -> None:
+        """Moves the first `n` bytes to the end of `into`, cutting a slice in two where needed.
+
+        Raises EmptyBufferError, and moves nothing, when there are fewer; ValueError for a negative `n` or when
+        `into` is this buffer.
+        """
+        self._check_count(n)
+        if into is self:
+            raise ValueError("move_first needs another SliceBuffer to move into")
+        whole = 0
+        left = n
+        while left and len(self._slices[whole]) <= left:
+            left -= len(self._slices[whole])
+            whole += 1
+        into._slices += self._slices[:whole]
+        del self._slices[:whole]
+        if left:
+            head, self._slices[0] = self._slices[0].split(left)
+            into._slices.append(head)
+        into._length += n
+        self._length -= n
+
+    def copy_first_into(self, target: Buffer) -> int:
+        """Copies from the front into a writable bytes-like object until one of the two ends; takes nothing out.
+
+        Returns the number of bytes copied.
+        """
+        view = memoryview(target).cast("B")
+        done = 0
+        for part in self._slices:
+            if done == len(view):
+                break
+            piece = part.view[: len(view) - done]
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        return done
+
+    def drop_last(self, n: int) -> None:
+        """Removes the last `n` bytes. Raises EmptyBufferError when there are fewer, ValueError for a negative `n`."""
+        self._check_count(n)
+        self._length -= n
+        while n:
+            last = self._slices.pop()
+            if len(last) > n:
+                self._slices.append(last[: len(last) - n])
+                break
+            n -= len(last)
+
+    def swap(self, other: SliceBuffer) -> None:
+        """Exchanges the contents of the two buffers."""
+        self._slices, other._slices = other._slices, self._slices
+        self._length, other._length = other._length, self._length
+
+    def clear(self) -> None:
+        """Removes everything; memory that nobody else holds is given back."""
+        self._slices = []
+        self._length = 0
+
+    def _check_count(self, n: int) -> None:
+        if n < 0:
+            raise ValueError(f"{n} bytes were asked for; a count is 0 or more")
+        if n > self._length:
+            raise EmptyBufferError(f"{n} bytes were asked for and the SliceBuffer has {self._length}")
+
+    def __repr__(self) -> str:
+        return f"<SliceBuffer of {self._length} bytes in {len(self._slices)} slices>"
