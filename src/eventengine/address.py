@@ -61,7 +61,9 @@ class ResolvedAddress:
             try:
                 scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
             except OSError:
-                raise ValueError(f"{host!r} names the interface {zone!r}, which this machine does not have") from None
+                raise ValueError(
+                    f"{host!r} names the interface {zone!r}, which this machine does not have"
+                ) from None
         return cls(socket.AF_INET6, (str(ip).partition("%")[0], port, 0, scope))
 
     @classmethod

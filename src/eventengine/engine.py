@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
@@ -29,7 +29,7 @@ from eventengine.slices import SliceBuffer
 from eventengine.status import Status
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = [
     "ConnectionHandle",
@@ -50,7 +50,7 @@ __all__ = [
 T = TypeVar("T")
 E = TypeVar("E")
 
-StatusOr = T | Status
+StatusOr: TypeAlias = T | Status
 
 TaskHandle = NewType("TaskHandle", int)
 """Names a closure given to `EventEngine.run_after`; no two engines of a process give out the same one."""
@@ -196,12 +196,14 @@ class Endpoint(ABC):
         """
 
 
-class HalfCloseable(ABC):
+# Extensions are not abstract classes: mypy takes no abstract class for a type[E], so that none could be asked for.
+
+
+class HalfCloseable:
     """An endpoint that can end its outgoing stream and go on reading."""
 
     __slots__ = ()
 
-    @abstractmethod
     def close_write(self) -> None:
         """Ends the outgoing stream: the peer reads the end after the bytes that were written (`shutdown(SHUT_WR)`).
 
@@ -213,27 +215,28 @@ class HalfCloseable(ABC):
 
         May be called from any thread.
         """
+        raise NotImplementedError
 
 
-class SupportsFileDescriptor(ABC):
-    """An endpoint or a listener's socket that has a file descriptor to look at or to take over."""
+class SupportsFileDescriptor:
+    """An endpoint that has a file descriptor to look at or to take over."""
 
     __slots__ = ()
 
-    @abstractmethod
     def fileno(self) -> int:
         """The descriptor, for looking at. It stays the endpoint's.
 
         Raises ClosedResourceError after close. May be called from any thread.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def release(self) -> int:
         """Closes the endpoint but not the connection, and returns a descriptor of it that is now the caller's.
 
         An outstanding read and write get CANCELLED. Raises ClosedResourceError after close. May be called from any
         thread; only with no read outstanding is it certain that no bytes were read that nobody gets.
         """
+        raise NotImplementedError
 
 
 class Listener(ABC):

@@ -7,8 +7,8 @@ Rules:
    what they give back is appended to `_given` (a deque's append is atomic) and folded in by the next who locks.
 2. Taking never fails and never waits. What bounds memory is that *reading* waits: `try_block` gives None while there
    is no room, and the endpoint puts itself on `waiters`.
-3. No wake-up is lost: a waiter registers first and tries again after; who gives back appends first and looks for waiters
-   after. One gift wakes one waiter, who wakes the next when it finds room left.
+3. No wake-up is lost: a waiter registers first and tries again after; who gives back appends first and looks for
+   waiters after. One gift wakes one waiter, who wakes the next when it finds room left.
 4. Pools are the reserve that spares the lock: free lists of blocks of a power of two, whose pop and append are
    atomic. Pooled blocks count in `taken` and `peak`, so the bound includes them, but not in `used`. As soon as more
    than 0.8 of the quota is taken (`_tight`), every request goes the slow way, which empties the pools before it
@@ -25,7 +25,7 @@ import os
 import re
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,9 +35,18 @@ from eventengine.slices import Block, Pool, Slice
 from eventengine.status import ClosedResourceError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Self
+    from typing import Self
 
-__all__ = ["MemoryAllocator", "MemoryAllocatorFactory", "MemoryQuota", "MemoryRequest", "Reservation", "parse_size"]
+    from typing_extensions import Buffer
+
+__all__ = [
+    "MemoryAllocator",
+    "MemoryAllocatorFactory",
+    "MemoryQuota",
+    "MemoryRequest",
+    "Reservation",
+    "parse_size",
+]
 
 SMALLEST_BLOCK = 256
 LARGEST_POOLED_BLOCK = 256 * 1024
@@ -101,7 +110,7 @@ class MemoryQuota:
         self._peak = 0
         self._given: deque[int] = deque()
         self._tight = False
-        self.waiters: deque[Callable[[], object]] = deque()
+        self.waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
         # By the number of bits of size - 1: a request finds the smallest power of two that holds it.
         self._pools = {
             bits: Pool(max(8, _POOLED_BYTES_PER_SIZE >> bits))
@@ -184,13 +193,25 @@ class MemoryQuota:
                 size = 1 << (room.bit_length() - 1)
             return self._new_block(size)
 
+    def put_back(self, block: Block) -> None:
+        """Returns a block that nothing but the caller refers to, and that it will not use again, to its pool."""
+        pool = block.pool
+        if pool is not None and len(pool) < pool.limit:
+            pool.append(block)
+            if self.waiters:
+                self.wake_one()
+
     def add_waiter(self, on_room: Callable[[], object]) -> None:
         """Has `on_room` called once, in any thread, when memory was given back; it must take no lock of the quota.
 
         The caller tries again after this (rule 3). Who was woken calls `wake_next_waiter` once it took what it
-        wanted, or wants it no longer.
+        wanted, or wants it no longer; an `on_room` that knows this at once returns True, and the next is woken.
         """
-        self.waiters.append(on_room)
+        self.waiters[on_room] = None
+
+    def remove_waiter(self, on_room: Callable[[], object]) -> None:
+        """Takes back `add_waiter`. If it was being woken just then, the call to `on_room` still comes."""
+        self.waiters.pop(on_room, None)
 
     def wake_next_waiter(self) -> None:
         """Wakes a waiter if there is room for one."""
@@ -203,11 +224,13 @@ class MemoryQuota:
 
     def wake_one(self) -> None:
         """Wakes the waiter that has waited longest, if there is one."""
-        try:
-            on_room = self.waiters.popleft()
-        except IndexError:  # another thread was faster
-            return
-        on_room()
+        while self.waiters:
+            try:
+                on_room, _ = self.waiters.popitem(last=False)
+            except KeyError:  # another thread was faster
+                return
+            if on_room() is not True:
+                return
 
     def _from_pool(self, wanted: int) -> Block | None:
         pool = self._pools.get((wanted - 1).bit_length() if wanted > SMALLEST_BLOCK else 8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,17 +61,17 @@ class ConnectionQuota(_Counter):
 
     def __init__(self, size: int | None) -> None:
         super().__init__(size)
-        self._waiters: deque[Callable[[], object]] = deque()
+        self._waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
 
     def try_take(self, on_free: Callable[[], object]) -> bool:
-        """Takes one connection; where none is left says False and has `on_free` called, once, in any thread, when
-        one is."""
+        """Takes one connection. Where none is left, returns False and has `on_free` called, once and in any thread,
+        when one is; if it is then not wanted any more, `wake_one` passes it on."""
         if self._take(1):
             return True
-        self._waiters.append(on_free)
+        self._waiters[on_free] = None
         if not self._take(1):
             return False
-        # One was given back between the two: it is ours, and the wake-up that may come finds nothing to do.
+        self.cancel_wait(on_free)  # one was given back between the two looks
         return True
 
     def give(self) -> None:
@@ -82,10 +82,14 @@ class ConnectionQuota(_Counter):
     def wake_one(self) -> None:
         """Wakes the listener that has waited longest, if there is one."""
         try:
-            on_free = self._waiters.popleft()
-        except IndexError:
+            on_free, _ = self._waiters.popitem(last=False)
+        except KeyError:
             return
         on_free()
+
+    def cancel_wait(self, on_free: Callable[[], object]) -> None:
+        """Takes back the wait of a `try_take`. If it was being woken just then, the call to `on_free` still comes."""
+        self._waiters.pop(on_free, None)
 
 
 class ThreadQuota(_Counter):

@@ -30,7 +30,8 @@ __all__ = ["Slice", "SliceBuffer"]
 class BlockOwner(Protocol):
     """What a block needs of the quota it is charged to. Both methods may run in any thread, and take no lock."""
 
-    waiters: Collection[object]
+    @property
+    def waiters(self) -> Collection[object]: ...
 
     def give(self, amount: int) -> None: ...
 
@@ -116,6 +117,13 @@ class Slice:
         """A new memoryview of the bytes, of format "B". It keeps the memory, and the charge for it, alive."""
         return memoryview(self._storage)[self._start : self._stop]
 
+    def payload(self) -> bytes | bytearray | memoryview:
+        """What `socket.send` can take, without a memoryview where the storage itself will do."""
+        storage = self._storage
+        if self._start == 0 and self._stop == len(storage):
+            return storage
+        return memoryview(storage)[self._start : self._stop]
+
     @property
     def storage_bytes(self) -> int:
         """The bytes of memory that this slice keeps alive; what is charged, for one that a quota made."""
@@ -133,7 +141,7 @@ class Slice:
 
     def __getitem__(self, part: slice[SupportsIndex | None, SupportsIndex | None, None]) -> Slice:
         """A sub-slice, `s[2:5]`, which shares the storage. Raises TypeError for an index or a step."""
-        if not isinstance(part, slice) or part.step is not None:
+        if type(part) is not slice or part.step is not None:
             raise TypeError("a Slice takes a range without a step, as in s[2:5]; for single bytes use s.view")
         start, stop, _ = part.indices(len(self))
         return Slice(self._storage, self._start + start, self._start + max(start, stop))
@@ -147,7 +155,7 @@ _references = sys.getrefcount
 
 
 def _count_ours() -> int:
-    """What `_references` says in `Slice.__del__` of a block that nothing else refers to; no real count without a GIL."""
+    """What `_references` says, in `Slice.__del__`, of a block that nothing else refers to; -1 without a GIL."""
     gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not gil:
         return -1
@@ -203,7 +211,7 @@ class SliceBuffer:
 
     def append(self, data: Slice | Buffer) -> None:
         """Adds at the end, without a copy; see `Slice.of` for what is allowed. Nothing is added for no bytes."""
-        part = data if type(data) is Slice else Slice.of(data)
+        part = data if isinstance(data, Slice) else Slice.of(data)
         size = part._stop - part._start
         if size:
             self._slices.append(part)
@@ -211,7 +219,7 @@ class SliceBuffer:
 
     def prepend(self, data: Slice | Buffer) -> None:
         """Adds at the front, else as `append`."""
-        part = data if type(data) is Slice else Slice.of(data)
+        part = data if isinstance(data, Slice) else Slice.of(data)
         if len(part):
             self._slices.insert(0, part)
             self._length += len(part)
@@ -219,7 +227,9 @@ class SliceBuffer:
     def take_first(self) -> Slice:
         """Takes the first slice out. Raises EmptyBufferError when there is none."""
         if not self._slices:
-            raise EmptyBufferError("the SliceBuffer is empty; take_first needs at least one slice (ask len or count)")
+            raise EmptyBufferError(
+                "the SliceBuffer is empty; take_first needs at least one slice (ask len or count)"
+            )
         part = self._slices.pop(0)
         self._length -= part._stop - part._start
         return part

@@ -16,15 +16,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-__all__ = ["READ", "WRITE", "Host"]
+__all__ = ["READ", "WRITE", "Host", "TurnedPoller"]
 
 READ: Final = 1
 """The descriptor can be read, or has failed or ended."""
 
 WRITE: Final = 2
 """The descriptor can be written, or has failed."""
+
+
+class Watcher(Protocol):
+    def on_ready(self, events: int) -> None: ...
+
+    def on_unwatchable(self, error: OSError) -> None: ...
+
+
+class TurnedPoller(Protocol):
+    """A private poller, as a host sees it that waits in it: see `Host.adopt`."""
+
+    def turn(self, timeout: float) -> None: ...
+
+    def arm(self, fd: int, events: int, owner: Watcher) -> None: ...
 
 
 class Host(ABC):
@@ -76,6 +90,10 @@ class Host(ABC):
     @abstractmethod
     def log_exception(self, message: str, error: BaseException) -> None:
         """Logs `error`, with its traceback, by the framework's own logging."""
+
+    def adopt(self, poller: TurnedPoller) -> bool:
+        """Takes the engine's private poller, to wait in it; False: the host watches it instead, as nearly all do."""
+        return False
 
     @property
     @abstractmethod

@@ -1,0 +1,178 @@
+"""`SocketEndpoint`: a connected stream socket.
+
+Who may touch what:
+
+1. `_read_idle`, `_write_idle` and `_open` are tokens: present or absent. Deleting one is atomic, so the thread that
+   deletes it has claimed the operation; a second claimant fails at once, at its own caller. A token comes back, on
+   the loop's thread, just before the operation's callback is called.
+2. `_closed` and `_write_ended` are set by the claimant and never cleared. All else, the socket above all, is the
+   loop's thread's: other threads claim, and hand over by the mailbox.
+3. Close: the claimant sets `_closed` and has `_tear_down` run on the loop's thread, which gives CANCELLED to what is
+   outstanding. An operation that was claimed before the close and arrives after it gets CANCELLED there. So each
+   claimed operation ends exactly once: by its result, or by the one tear-down.
+4. The socket is closed by the loop's thread only, after the poller forgot it, so that no system call can meet a
+   descriptor that has become another's. An endpoint that is collected hands its socket over the same way.
+
+How it reads and writes stands in `reading` and `writing`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from eventengine.address import ResolvedAddress, Sockaddr
+from eventengine.core.host import READ, WRITE
+from eventengine.core.reading import CLOSED
+from eventengine.core.writing import WritingHalf
+from eventengine.engine import SupportsFileDescriptor
+from eventengine.memory import MemoryQuota
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusError
+
+if TYPE_CHECKING:
+    from eventengine.core.loop import Loop
+
+__all__ = ["SocketEndpoint"]
+
+
+class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
+    __slots__ = ("__weakref__", "_local", "_on_closed", "_open", "_peer")
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        peer: Sockaddr,
+        local: ResolvedAddress | None,
+        memory: MemoryQuota,
+        on_closed: Callable[[], object] | None,
+    ) -> None:
+        """On the loop's thread. `on_closed` is called once, when the socket was closed, on that thread too."""
+        super().__init__(loop, sock, memory)
+        self._peer = peer
+        self._local = ResolvedAddress(sock.family, sock.getsockname()).normalized() if local is None else local
+        self._on_closed = on_closed
+        self._open = None
+        loop.endpoints[self._fd] = weakref.ref(self)
+
+    @property
+    def peer_address(self) -> ResolvedAddress:
+        return ResolvedAddress(self._sock.family, self._peer).normalized()
+
+    @property
+    def local_address(self) -> ResolvedAddress:
+        return self._local
+
+    def telemetry_info(self) -> None:
+        return None
+
+    def fileno(self) -> int:
+        if self._closed:
+            raise ClosedResourceError("the endpoint was closed")
+        return self._fd
+
+    def release(self) -> int:
+        try:
+            del self._open
+        except AttributeError:
+            raise ClosedResourceError("the endpoint was closed") from None
+        try:
+            fd = os.dup(self._fd)
+        except OSError as error:
+            self._open = None
+            raise StatusError(Status.from_errno(error.errno or errno.EIO, "releasing the descriptor")) from None
+        self._close()
+        return fd
+
+    def close(self) -> None:
+        try:
+            del self._open
+        except AttributeError:
+            return
+        self._close()
+
+    def __del__(self) -> None:
+        try:
+            del self._open
+        except AttributeError:
+            return
+        try:
+            self._loop.post(partial(_close_socket, self._loop, self._sock, self._on_closed))
+        except (ClosedResourceError, ForkedProcessError):
+            self._sock.close()
+        warnings.warn(
+            f"an endpoint to {self.peer_address} was never closed", ResourceWarning, stacklevel=1, source=self
+        )
+
+    def _close(self) -> None:
+        """By who claimed `_open`."""
+        self._closed = True
+        try:
+            self._loop.run_here(self._tear_down)
+        except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
+            self._tear_down()
+        except ForkedProcessError:
+            self._sock.close()
+            raise
+
+    # All that follows is the loop's thread's.
+
+    def on_ready(self, events: int) -> None:
+        if events & READ:
+            if self._on_read is not None and not self._waiting:
+                status = self._receive()
+                if status is not None:
+                    self._finish_read(status)
+            else:
+                self._loop.poller.disarm(self._fd, READ)
+        if events & WRITE and not self._closed:
+            if self._on_writable is not None:
+                status = self._send()
+                if status is not None:
+                    self._loop.poller.disarm(self._fd, WRITE)
+                    self._finish_write(status)
+            else:
+                self._loop.poller.disarm(self._fd, WRITE)
+        self._rest()
+
+    def on_unwatchable(self, error: OSError) -> None:
+        status = Status.from_errno(error.errno or errno.EIO, "watching the socket")
+        if self._on_read is not None:
+            self._finish_read(status)
+        if self._on_writable is not None:
+            self._finish_write(status)
+        self._rest()
+
+    def _rest(self) -> None:
+        """With nothing outstanding, the poller holds us no longer."""
+        if self._on_read is None and self._on_writable is None and not self._closed:
+            self._loop.poller.busy.pop(self._fd, None)
+
+    def _tear_down(self) -> None:
+        """Rule 3."""
+        _close_socket(self._loop, self._sock, self._on_closed)
+        if self._waiting:
+            self._waiting = False
+            self._memory.remove_waiter(self._on_room)
+        if self._buffer is not None:
+            self._buffer.clear()
+        self._out.clear()
+        for callback in (self._on_read, self._on_writable):
+            if callback is not None:
+                self._loop.post_callback(callback, CLOSED)
+        self._on_read = self._on_writable = self._buffer = None
+
+
+def _close_socket(loop: Loop, sock: socket.socket, on_closed: Callable[[], object] | None) -> None:
+    fd = sock.fileno()
+    loop.poller.forget(fd)
+    loop.endpoints.pop(fd, None)
+    sock.close()
+    if on_closed is not None:
+        on_closed()

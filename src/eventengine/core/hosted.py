@@ -1,0 +1,222 @@
+"""`HostedEventEngine`: the interface over any `Host`. It checks arguments, and wires the other files of `core`.
+
+Closing, in this order: no call is taken any more (`_closed`); then, on the loop's thread, connects, lookups,
+listeners and endpoints are ended, timers dropped, the mailbox emptied (with the closures of `run` that wait, and each
+CANCELLED), the poller taken off the host, and a thread of the engine's own ended. `_open` is a token: who deletes it
+closes, once.
+
+The engine holds the loop, and nothing of the loop holds the engine: one that is dropped is closed when collected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+from eventengine.address import ResolvedAddress
+from eventengine.config import EndpointConfig
+from eventengine.core.connector import Connector
+from eventengine.core.host import Host
+from eventengine.core.listener import Acceptor, OnAccept, SocketListener
+from eventengine.core.loop import Loop
+from eventengine.core.resolver import LookupPool, SystemResolver
+from eventengine.core.threaded import LoopThread
+from eventengine.core.timers import check_seconds
+from eventengine.engine import (
+    ConnectionHandle,
+    DNSResolver,
+    Endpoint,
+    EventEngine,
+    Listener,
+    StatusOr,
+    TaskHandle,
+)
+from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
+
+__all__ = ["HostedEventEngine"]
+
+
+class HostedEventEngine(EventEngine):
+    """An engine on a host's loop.
+
+    Args:
+        host: The loop, by way of its bridge.
+        callback_executor: A pool for the callbacks; None: they run on the loop's thread. The engine never shuts it
+            down.
+        private_poller: True: sockets are watched by an epoll of the engine's own, which the host watches as one
+            descriptor; False: each socket by the host; None: the former where both system and host can.
+        thread: The thread that runs the loop, if it is the engine's own to end.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_connector", "_lookups", "_loop", "_open", "_thread")
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        callback_executor: Executor | None = None,
+        private_poller: bool | None = None,
+        thread: LoopThread | None = None,
+    ) -> None:
+        if host.is_closed:
+            raise ClosedResourceError("the loop was closed; an engine needs one that runs or will run")
+        if callback_executor is not None and not isinstance(callback_executor, Executor):
+            raise TypeError(
+                f"callback_executor must be a concurrent.futures.Executor, not {type(callback_executor).__name__}"
+            )
+        loop = Loop(
+            host,
+            callback_executor=callback_executor,
+            private_poller=private_poller,
+            own_thread=thread is not None,
+        )
+        self._loop = loop
+        self._connector = Connector(loop)
+        self._lookups = LookupPool()
+        self._thread = thread
+        self._closed = False
+        self._open = None
+        if thread is not None:
+            thread.start()
+
+    @property
+    def callbacks_block_polling(self) -> bool:
+        return self._loop.callbacks.block_polling
+
+    @property
+    def callback_errors(self) -> int:
+        """How many callbacks have raised; each was logged."""
+        return self._loop.callbacks.errors
+
+    def run(self, closure: Callable[[], object]) -> None:
+        _check_callable("closure", closure)
+        self._check_open()
+        self._loop.post(partial(self._loop.callbacks.run, closure))
+
+    def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
+        _check_callable("closure", closure)
+        check_seconds("delay", delay)
+        self._check_open()
+        return self._loop.timers.schedule(delay, closure)
+
+    def cancel(self, handle: TaskHandle) -> bool:
+        self._check_not_forked()
+        return self._loop.timers.cancel(handle)
+
+    def connect(
+        self,
+        on_connect: Callable[[StatusOr[Endpoint]], object],
+        address: ResolvedAddress,
+        config: EndpointConfig,
+        memory_allocator: MemoryAllocator,
+        timeout: float,
+    ) -> ConnectionHandle:
+        _check_callable("on_connect", on_connect)
+        _check_type("address", address, ResolvedAddress)
+        _check_type("config", config, EndpointConfig)
+        _check_type("memory_allocator", memory_allocator, MemoryAllocator)
+        check_seconds("timeout", timeout)
+        self._check_open()
+        return self._connector.connect(on_connect, address, config, memory_allocator, timeout)
+
+    def cancel_connect(self, handle: ConnectionHandle) -> bool:
+        self._check_not_forked()
+        return self._connector.cancel(handle)
+
+    def create_listener(
+        self,
+        on_accept: OnAccept,
+        on_shutdown: Callable[[Status], object],
+        config: EndpointConfig,
+        memory_allocator_factory: MemoryAllocatorFactory,
+    ) -> Listener:
+        _check_callable("on_accept", on_accept)
+        _check_callable("on_shutdown", on_shutdown)
+        _check_type("config", config, EndpointConfig)
+        if not callable(getattr(memory_allocator_factory, "create_memory_allocator", None)):
+            raise TypeError(
+                "memory_allocator_factory must have create_memory_allocator, as a ResourceQuota has, and "
+                f"{type(memory_allocator_factory).__name__} has not"
+            )
+        self._check_open()
+        return SocketListener(Acceptor(self._loop, on_accept, on_shutdown, config, memory_allocator_factory))
+
+    def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
+        self._check_open()
+        if dns_server is not None:
+            raise StatusError(
+                Status(
+                    StatusCode.UNIMPLEMENTED,
+                    f"cannot ask the DNS server {dns_server!r}: this engine's resolver is the system's getaddrinfo",
+                )
+            )
+        return SystemResolver(self._loop, self._lookups)
+
+    def is_worker_thread(self) -> bool:
+        self._check_not_forked()
+        return self._loop.callbacks.runs_here(self._loop.is_here())
+
+    def close(self) -> None:
+        loop = self._loop
+        try:
+            del self._open
+        except AttributeError:
+            self._check_not_forked()
+        else:
+            self._closed = True
+            host = loop.host
+            if loop.is_here() or (self._thread is None and not host.is_running):
+                self._shut_down()
+            else:
+                try:
+                    loop.post(self._shut_down)
+                except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
+                    self._shut_down()
+        if self._thread is not None and not loop.is_here():
+            self._thread.join()
+
+    def __del__(self) -> None:
+        try:
+            del self._open
+        except AttributeError:
+            return
+        # By a letter that does not hold this object: it may be collected in any thread, at any point.
+        shut_down = partial(_shut_down, self._loop, self._connector, self._lookups, self._thread)
+        with contextlib.suppress(ClosedResourceError, ForkedProcessError):
+            self._loop.post(shut_down)
+        warnings.warn("an event engine was never closed", ResourceWarning, stacklevel=1, source=self)
+
+    def _shut_down(self) -> None:
+        _shut_down(self._loop, self._connector, self._lookups, self._thread)
+
+    def _check_open(self) -> None:
+        self._check_not_forked()
+        if self._closed:
+            raise ClosedResourceError("the engine was closed")
+
+    def _check_not_forked(self) -> None:
+        if self._loop.is_forked:
+            raise ForkedProcessError("this engine was made before the fork; make a new one in the child process")
+
+
+def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: LoopThread | None) -> None:
+    """On the loop's thread, or while the loop does not run."""
+    try:
+        loop.close([connector.cancel_all, lookups.close])
+    finally:
+        if thread is not None:
+            thread.stop()
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+
+
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} must be a {wanted.__name__}, not {type(value).__name__}")

@@ -1,0 +1,327 @@
+"""Listening sockets: `Acceptor` does the work, `SocketListener` is what the application holds.
+
+Two objects, so that a listener which is dropped without `close` is collected, and closed then, although the loop
+keeps its acceptor while it accepts.
+
+Who may touch what:
+
+1. Binding and starting happen on the caller's thread, under `_lock`: bind answers at once. The states are open,
+   started, closed, in this order. The lock is held across bind(2) and the socket hook, and so re-entrant; never
+   across another callback.
+2. Accepting, pausing and closing the sockets is the loop's thread's. Before the start it has nothing to do with them.
+3. `on_shutdown` follows the last `on_accept`: `_running` counts those that were handed to the callbacks and have not
+   returned, under `_lock`; whoever brings it to nought after the sockets were closed calls `on_shutdown`. So does the
+   close, by a letter, when none runs.
+
+A connection is accepted only with a place in the quota's `connections`. Without one, or without a file descriptor
+left, the sockets are not watched (the kernel's backlog keeps the connections) until a place comes back or a second
+has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from eventengine.address import ResolvedAddress
+from eventengine.config import EndpointConfig
+from eventengine.core.endpoint import SocketEndpoint
+from eventengine.core.host import READ
+from eventengine.core.sockets import OPTIONS_ARE_INHERITED, UnixFile, bind_and_listen, set_options
+from eventengine.engine import Endpoint, Listener
+from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
+from eventengine.quota import ConnectionQuota, ResourceQuota
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
+
+if TYPE_CHECKING:
+    from eventengine.core.loop import Loop
+
+__all__ = ["Acceptor", "OnAccept", "SocketListener"]
+
+ACCEPTS_PER_EVENT: Final = 64
+PAUSE: Final = 1.0
+"""Seconds until the next try when there are no file descriptors or buffers, as in gRPC's posix listener."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+OnAccept = Callable[[Endpoint, MemoryAllocator], object]
+
+
+class _ListeningSocket:
+    """One bound socket; `local` is its address where accepted connections have the same."""
+
+    __slots__ = ("_acceptor", "fd", "file", "local", "sock")
+
+    def __init__(self, acceptor: Acceptor, sock: socket.socket, file: UnixFile | None) -> None:
+        self._acceptor = acceptor
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.file = file
+        address = ResolvedAddress(sock.family, sock.getsockname())
+        self.local = None if address.is_wildcard else address.normalized()
+
+    def on_ready(self, events: int) -> None:
+        self._acceptor.accept_from(self)
+
+    def on_unwatchable(self, error: OSError) -> None:
+        self._acceptor.pause(PAUSE)
+
+    def close(self) -> None:
+        self.sock.close()
+        if self.file is not None:
+            self.file.remove()
+
+
+class Acceptor:
+    __slots__ = (
+        "_closed",
+        "_config",
+        "_factory",
+        "_lock",
+        "_loop",
+        "_on_accept",
+        "_on_shutdown",
+        "_paused",
+        "_places",
+        "_port",
+        "_running",
+        "_set_up",
+        "_sockets",
+        "_started",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        on_accept: OnAccept,
+        on_shutdown: Callable[[Status], object],
+        config: EndpointConfig,
+        factory: MemoryAllocatorFactory,
+    ) -> None:
+        self._loop = loop
+        self._on_accept = on_accept
+        self._on_shutdown = on_shutdown
+        self._config = config
+        self._factory = factory
+        self._places: ConnectionQuota | None = None
+        if isinstance(factory, ResourceQuota) and factory.connections.size is not None:
+            self._places = factory.connections
+        # What the listening socket has, the accepted one has too, unless a hook wants to see each socket.
+        self._set_up = not OPTIONS_ARE_INHERITED or config.socket_hook is not None
+        self._lock = threading.RLock()
+        self._sockets: list[_ListeningSocket] = []
+        self._port = 0
+        self._started = self._closed = self._paused = False
+        self._running = 0
+        loop.listeners.add(self)
+
+    def bind(self, address: ResolvedAddress) -> int:
+        """See `Listener.bind`. Any thread."""
+        with self._lock:
+            self._check_open()
+            if self._started:
+                raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "bind must come before start"))
+            inet = address.family in (socket.AF_INET, socket.AF_INET6)
+            if inet and not address.port and self._port:
+                address = address.with_port(self._port)
+            try:
+                added = (
+                    self._bind_wildcard(address) if inet and address.host == "::" else [self._bind_one(address)]
+                )
+            except OSError as error:
+                number = error.errno or errno.EIO
+                raise StatusError(Status.from_errno(number, f"binding {address}")) from None
+            self._sockets += added
+            port = ResolvedAddress(address.family, added[0].sock.getsockname()).port
+            if inet and not self._port:
+                self._port = port
+            return port
+
+    def _bind_one(self, address: ResolvedAddress, *, dual_stack: bool = False) -> _ListeningSocket:
+        return _ListeningSocket(self, *bind_and_listen(address, self._config, dual_stack=dual_stack))
+
+    def _bind_wildcard(self, address: ResolvedAddress) -> list[_ListeningSocket]:
+        """One dual-stack socket; where the system has none, one for IPv6 and one for IPv4, or what there is of them."""
+        if socket.has_dualstack_ipv6():
+            return [self._bind_one(address, dual_stack=True)]
+        v4 = ResolvedAddress.tcp("0.0.0.0", address.port)
+        try:
+            v6 = self._bind_one(address)
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                return [self._bind_one(v4)]
+            raise
+        try:
+            return [v6, self._bind_one(v4.with_port(v6.sock.getsockname()[1]))]
+        except BaseException:
+            v6.close()
+            raise
+
+    def start(self) -> None:
+        """See `Listener.start`. Any thread."""
+        with self._lock:
+            self._check_open()
+            if self._started:
+                raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "the listener was started before"))
+            if not self._sockets:
+                raise StatusError(
+                    Status(StatusCode.FAILED_PRECONDITION, "nothing was bound; bind an address first")
+                )
+            self._started = True
+        self._loop.run_here(self._watch)
+
+    def close(self) -> None:
+        """See `Listener.close`. Any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            self._loop.run_here(self._close_sockets)
+        except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
+            self._close_sockets()
+        except ForkedProcessError:
+            for listening in self._sockets:
+                listening.sock.close()
+            raise
+
+    def close_later(self) -> None:
+        """Closes by a letter, without a lock: the listener was collected, in whatever thread."""
+        with contextlib.suppress(ClosedResourceError, ForkedProcessError):  # then the sockets went, or go, with us
+            self._loop.post(self.close)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedResourceError("the listener was closed")
+
+    # All that follows is the loop's thread's, but for `_deliver`.
+
+    def _watch(self) -> None:
+        if not self._closed:
+            for listening in self._sockets:
+                self._loop.poller.arm(listening.fd, READ, listening)
+
+    def pause(self, seconds: float) -> None:
+        """Does not watch the sockets for so long; for 0 until `_resume` is called."""
+        if not self._paused and not self._closed:
+            self._paused = True
+            for listening in self._sockets:
+                self._loop.poller.forget(listening.fd)
+            if seconds:
+                self._loop.timers.schedule_own(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if self._paused and not self._closed:
+            self._paused = False
+            self._watch()
+        elif self._places is not None:
+            self._places.wake_one()  # it was another's turn
+
+    def _on_place(self) -> None:
+        """The quota has a place for a connection. Any thread."""
+        try:
+            self._loop.post(self._resume)
+        except (ClosedResourceError, ForkedProcessError):
+            if self._places is not None:
+                self._places.wake_one()
+
+    def accept_from(self, listening: _ListeningSocket) -> None:
+        for _ in range(ACCEPTS_PER_EVENT):
+            if self._closed or self._paused:
+                return
+            if self._places is not None and not self._places.try_take(self._on_place):
+                self.pause(0)
+                return
+            try:
+                sock, peer = listening.sock.accept()
+            except OSError as error:
+                self._give_place_back()
+                if error.errno in _EXHAUSTED:
+                    self.pause(PAUSE)
+                    return
+                if isinstance(error, BlockingIOError):
+                    return
+                continue  # the connection broke before it was accepted (ECONNABORTED and the like, accept(2))
+            try:
+                sock.setblocking(False)
+                if self._set_up:
+                    set_options(sock, self._config)
+                allocator = self._factory.create_memory_allocator("connection")
+                for_application = self._factory.create_memory_allocator("application")
+                on_closed = None if self._places is None else self._places.give
+                endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, allocator.memory, on_closed)
+            except BaseException as error:
+                sock.close()
+                self._give_place_back()
+                if not isinstance(error, OSError):  # which is how a connection ends that broke already
+                    self._loop.callbacks.failed(self._config.socket_hook or self._factory, error)
+                continue
+            with self._lock:
+                self._running += 1
+            self._loop.callbacks.run(self._deliver, endpoint, for_application)
+
+    def _give_place_back(self) -> None:
+        if self._places is not None:
+            self._places.give()
+
+    def _deliver(self, endpoint: SocketEndpoint, allocator: MemoryAllocator) -> None:
+        """Calls `on_accept`, where callbacks run."""
+        try:
+            self._on_accept(endpoint, allocator)
+        except BaseException as error:
+            endpoint.close()
+            self._loop.callbacks.failed(self._on_accept, error)
+        finally:
+            with self._lock:
+                self._running -= 1
+                last = self._closed and not self._running and not self._sockets
+            if last:
+                self._loop.callbacks.run(self._on_shutdown, Status.OK)
+
+    def _close_sockets(self) -> None:
+        for listening in self._sockets:
+            self._loop.poller.forget(listening.fd)
+            listening.close()
+        self._loop.listeners.discard(self)
+        with self._lock:
+            self._sockets = []
+            last = not self._running
+        if self._paused and self._places is not None:
+            self._places.cancel_wait(self._on_place)
+        if last:
+            self._loop.post_callback(self._on_shutdown, Status.OK)
+
+
+class SocketListener(Listener):
+    __slots__ = ("_acceptor",)
+
+    def __init__(self, acceptor: Acceptor) -> None:
+        self._acceptor = acceptor
+
+    def bind(self, address: ResolvedAddress) -> int:
+        if not isinstance(address, ResolvedAddress):
+            raise TypeError(
+                f"bind needs a ResolvedAddress, not {type(address).__name__}; see ResolvedAddress.parse"
+            )
+        return self._acceptor.bind(address)
+
+    def start(self) -> None:
+        self._acceptor.start()
+
+    def close(self) -> None:
+        self._acceptor.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_acceptor", None) is None or self._acceptor.is_closed:
+            return
+        self._acceptor.close_later()
+        warnings.warn("a listener was never closed", ResourceWarning, stacklevel=1, source=self)

@@ -1,0 +1,166 @@
+"""`Loop`: what the endpoints, listeners, connects and timers of one engine share.
+
+Rules:
+
+1. The host calls in at three places: the poller's events, the earliest timer, the mailbox. Each is a *turn*, between
+   `begin` and `end`; the thread that takes turns is the loop's thread. It is learned there, for a loop may be made
+   in one thread and run in another; until then, and for every other thread, calls go by the mailbox.
+2. What a turn completes at once has a budget. When it is spent, reads wait for the poller and finished writes report
+   in the next turn, so that an application which loops on True does not keep the host from its own work. Calls made
+   outside a turn, in the host's own callbacks, spend from the same budget, which the next turn renews.
+3. What is open is in `endpoints` (weakly, see `poller`) and `listeners`, so that closing the engine finds it.
+4. In a forked child nothing here works but to say so: `is_here` is False for every thread there, and `post` raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypeVarTuple
+
+from eventengine.core.callbacks import Callbacks, PoolCallbacks
+from eventengine.core.host import Host
+from eventengine.core.mailbox import Mailbox
+from eventengine.core.poller import HostPoller, Poller, PrivatePoller, has_private_poller
+from eventengine.core.timers import Timers
+from eventengine.status import ClosedResourceError
+
+if TYPE_CHECKING:
+    from eventengine.core.endpoint import SocketEndpoint
+    from eventengine.core.listener import Acceptor
+
+__all__ = ["Loop"]
+
+BUDGET: Final = 1 << 20
+"""Bytes that one turn may complete at once; each operation costs 1 KiB besides."""
+
+Ts = TypeVarTuple("Ts")
+
+_get_ident = threading.get_ident
+
+
+class Loop:
+    __slots__ = (
+        "__weakref__",
+        "_mailbox",
+        "_thread",
+        "budget",
+        "callbacks",
+        "endpoints",
+        "host",
+        "is_forked",
+        "listeners",
+        "poller",
+        "post",
+        "timers",
+    )
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        callback_executor: Executor | None,
+        private_poller: bool | None,
+        own_thread: bool,
+    ) -> None:
+        self.host = host
+        self._thread = -1
+        self.budget = BUDGET
+        self.is_forked = False
+        self._mailbox = Mailbox(host, self._on_wake)
+        self.post: Callable[[Callable[[], object]], None] = self._mailbox.post
+        self.timers = Timers(self)
+        self.callbacks: Callbacks = (
+            Callbacks(host, own_thread=own_thread)
+            if callback_executor is None
+            else PoolCallbacks(host, callback_executor)
+        )
+        self.endpoints: dict[int, weakref.ref[SocketEndpoint]] = {}
+        self.listeners: set[Acceptor] = set()
+        if private_poller is None:
+            private_poller = host.can_watch_epoll and has_private_poller()
+        self.poller: Poller = PrivatePoller(self) if private_poller else HostPoller(self)
+        _loops.add(self)
+
+    def is_here(self) -> bool:
+        """Whether the calling thread is the loop's. Any thread."""
+        return _get_ident() == self._thread
+
+    def begin(self) -> None:
+        """A turn begins; `end` must follow."""
+        self._thread = _get_ident()
+        self.budget = BUDGET
+        self._mailbox.hold()
+
+    def end(self) -> None:
+        """The turn ends, with what was posted in it or came from other threads meanwhile."""
+        self._mailbox.drain()
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _on_wake(self) -> None:
+        if not self.is_forked:
+            self.begin()
+            self.end()
+
+    def run_here(self, function: Callable[[], object]) -> None:
+        """Calls `function` on the loop's thread: at once there, else by the mailbox. Any thread."""
+        if self.is_here():
+            function()
+        else:
+            self.post(function)
+
+    def post_callback(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+        """Has a callback run, but not before this returns; unless the host's loop was closed, and nobody else will.
+        Any thread."""
+        try:
+            self.post(partial(self.callbacks.run, function, *args))
+        except ClosedResourceError:
+            self.callbacks.run(function, *args)
+
+    def close(self, cancel: Iterable[Callable[[], object]]) -> None:
+        """Ends everything, on the loop's thread or while the loop does not run; `cancel` ends what others know of."""
+        self._thread = _get_ident()
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(self.poller.close)
+            last_to_first.callback(self._mailbox.close)
+            last_to_first.callback(self.timers.close)
+            for end in cancel:
+                end()
+            for acceptor in list(self.listeners):
+                acceptor.close()
+            for reference in list(self.endpoints.values()):
+                endpoint = reference()
+                if endpoint is not None:
+                    endpoint.close()
+
+    def _abandon(self) -> None:
+        self.is_forked = True
+        self._thread = -1
+        self._mailbox.abandon()
+        self.timers.abandon()
+        self.poller.abandon()
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for loop in list(_loops):
+        loop._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

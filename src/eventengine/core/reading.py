@@ -1,0 +1,217 @@
+"""The reading half of a socket's endpoint. Who may touch what stands in `endpoint`.
+
+The block is taken when there is something to read, so an idle endpoint has none. While the quota has no room, READ is
+disarmed and the endpoint stands in the quota's line (`_on_room`). It enlists first and tries once more after, so no
+wake-up is lost; a wake-up that finds it no longer waiting is passed on.
+
+A read is tried at once only after one that filled its block (a recv in vain costs more than waiting for the event),
+and within the turn's budget. Blocks are sized by what has been read of late, as gRPC's posix endpoint does: above
+80 % of the target, it doubles or becomes what was read; else it moves a hundredth of the way down.
+
+The kernel reports an error once, to whichever call comes first, and says end of stream after. `_broken` keeps it for
+the read that comes then. What a read finds at once but bytes is not told within it: READ is armed, and the event of
+a dead socket comes surely.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from eventengine.core.host import READ
+from eventengine.engine import Endpoint
+from eventengine.memory import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
+from eventengine.slices import Block, Slice, SliceBuffer
+from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
+
+if TYPE_CHECKING:
+    from eventengine.core.loop import Loop
+
+__all__ = ["CLOSED", "ReadingHalf"]
+
+CLOSED: Final = Status(StatusCode.CANCELLED, "the endpoint was closed")
+FIRST_TARGET: Final = 8192
+AT_ONCE: Final = 1 << 20
+"""Bytes that one event reads at most before others have their turn."""
+
+_OK: Final = Status.OK
+_END: Final = Status(StatusCode.OUT_OF_RANGE, "the peer ended its stream")
+
+OnDone = Callable[[Status], object]
+
+
+class ReadingHalf(Endpoint):
+    __slots__ = (
+        "_broken",
+        "_buffer",
+        "_closed",
+        "_eager",
+        "_fd",
+        "_hint",
+        "_loop",
+        "_memory",
+        "_on_read",
+        "_read_idle",
+        "_sock",
+        "_target",
+        "_waiting",
+    )
+
+    def __init__(self, loop: Loop, sock: socket.socket, memory: MemoryQuota) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._memory = memory
+        self._closed = False
+        self._on_read: OnDone | None = None
+        self._buffer: SliceBuffer | None = None
+        self._hint = 1
+        self._eager = self._waiting = False
+        self._target = FIRST_TARGET
+        self._broken: Status | None = None
+        self._read_idle = None
+
+    def read(self, on_read: OnDone, buffer: SliceBuffer, *, read_hint_bytes: int = 1) -> bool:
+        if not callable(on_read):
+            raise TypeError(f"on_read must be callable, not {type(on_read).__name__}")
+        if type(buffer) is not SliceBuffer:
+            raise TypeError(f"a read needs a SliceBuffer, not {type(buffer).__name__}")
+        if read_hint_bytes < 1:
+            raise ValueError(f"read_hint_bytes is {read_hint_bytes}; it must be 1 or more")
+        if self._closed:
+            raise ClosedResourceError("the endpoint was closed")
+        try:
+            del self._read_idle
+        except AttributeError:
+            raise BusyResourceError("a read is outstanding on this endpoint; wait for its callback") from None
+        buffer.clear()
+        loop = self._loop
+        if not loop.is_here():
+            try:
+                loop.post(partial(self._start_read, on_read, buffer, read_hint_bytes))
+            except BaseException:
+                self._read_idle = None
+                raise
+            return False
+        self._on_read = on_read
+        self._buffer = buffer
+        self._hint = read_hint_bytes
+        if self._eager and loop.budget > 0 and self._receive() is _OK:
+            loop.budget -= buffer._length + 1024
+            self._on_read = self._buffer = None
+            self._read_idle = None
+            return True
+        if not self._waiting:
+            loop.poller.arm(self._fd, READ, self)
+        return False
+
+    @abstractmethod
+    def on_ready(self, events: int) -> None: ...
+
+    @abstractmethod
+    def on_unwatchable(self, error: OSError) -> None: ...
+
+    @abstractmethod
+    def _rest(self) -> None:
+        """Has the poller hold the endpoint no longer, when nothing is outstanding."""
+
+    # All that follows is the loop's thread's, but for `_on_room`.
+
+    def _start_read(self, on_read: OnDone, buffer: SliceBuffer, hint: int) -> None:
+        self._on_read = on_read
+        self._buffer = buffer
+        self._hint = hint
+        if self._closed:
+            self._finish_read(CLOSED)
+        else:
+            self._loop.poller.arm(self._fd, READ, self)
+
+    def _finish_read(self, status: Status) -> None:
+        on_read = self._on_read
+        assert on_read is not None
+        self._on_read = self._buffer = None
+        self._read_idle = None
+        self._loop.callbacks.run(on_read, status)
+
+    def _receive(self) -> Status | None:
+        """Reads into the buffer: OK when that was enough, what ended the stream, or None when one has to wait."""
+        buffer = self._buffer
+        assert buffer is not None
+        self._eager = False
+        room = AT_ONCE
+        while room > 0:
+            block = self._memory.try_block(self._target)
+            if block is None:
+                if buffer._length:
+                    return _OK
+                block = self._wait_for_room()
+                if block is None:
+                    return None
+            size = len(block)
+            try:
+                n = self._sock.recv_into(block)
+            except BlockingIOError:
+                self._memory.put_back(block)
+                return None
+            except OSError as error:
+                self._broken = self._broken or Status.from_errno(error.errno or errno.EIO, "reading")
+                n = 0
+            if not n:
+                self._memory.put_back(block)
+                self._eager = True  # after bytes, the next read finds the end at once
+                return _OK if buffer._length else self._broken or _END
+            buffer._slices.append(Slice(block, 0, n))
+            buffer._length += n
+            self._retarget(n)
+            if buffer._length >= self._hint:
+                self._eager = n == size
+                return _OK
+            if n < size:
+                return None
+            room -= n
+        return None
+
+    def _retarget(self, n: int) -> None:
+        target = self._target
+        if n * 5 > target * 4:
+            self._target = min(max(2 * target, n), LARGEST_POOLED_BLOCK)
+        else:
+            self._target = max(target - ((target - n) >> 7), SMALLEST_BLOCK)
+
+    def _wait_for_room(self) -> Block | None:
+        memory = self._memory
+        memory.add_waiter(self._on_room)
+        block = memory.try_block(self._target)
+        if block is None:
+            self._waiting = True
+            self._loop.poller.busy[self._fd] = self
+            self._loop.poller.disarm(self._fd, READ)
+        else:
+            memory.remove_waiter(self._on_room)
+        return block
+
+    def _on_room(self) -> bool:
+        """The quota has room. Any thread, and takes no lock; True passes the news on."""
+        if self._closed:
+            return True
+        try:
+            self._loop.post(self._read_on)
+        except (ClosedResourceError, ForkedProcessError):
+            return True
+        return False
+
+    def _read_on(self) -> None:
+        if self._waiting and not self._closed:
+            self._waiting = False
+            status = self._receive()
+            if status is not None:
+                self._finish_read(status)
+            elif not self._waiting:
+                self._loop.poller.arm(self._fd, READ, self)
+            self._rest()
+        if not self._waiting:
+            self._memory.wake_next_waiter()
