@@ -6,8 +6,10 @@ borrowed loop. Its rules:
 
 1. Its thread alone touches `_timer` and the poller. The others reach it by `wake`: they append first and write to the
    pipe after; the thread empties the pipe first and looks at the queue after.
-2. `_lock` keeps the pipe from being closed, and its number from becoming another's, between the look and the write.
-   It is re-entrant, for a garbage collection within `wake` may call `wake`.
+2. The pipe is not closed, so that its number cannot become another's, while anybody writes to it. There is no lock,
+   for a garbage collection within `wake` may call another host's `wake`. Who writes first puts a mark in `_writers`,
+   then looks at `_is_closed`; who closes first sets `_is_closed`, then looks for marks. If there are any, the last
+   writer closes the pipe.
 """
 
 from __future__ import annotations
@@ -59,14 +61,27 @@ class LoopThread:
 class ThreadHost(Host):
     """The loop of the default engine; a `LoopThread` runs `run`."""
 
-    __slots__ = ("_lock", "_mail", "_pipe", "_poller", "_running", "_stopping", "_timer")
+    __slots__ = (
+        "_ends",
+        "_is_closed",
+        "_mail",
+        "_poller",
+        "_reader",
+        "_running",
+        "_stopping",
+        "_timer",
+        "_writer",
+        "_writers",
+    )
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._mail: deque[Callable[[], object]] = deque()
-        self._pipe: tuple[int, int] | None = os.pipe()
-        os.set_blocking(self._pipe[0], False)
-        os.set_blocking(self._pipe[1], False)
+        self._reader, self._writer = os.pipe()
+        self._ends = [self._reader, self._writer]  # those that are open; popping is atomic
+        self._writers: list[None] = []
+        self._is_closed = False
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
         self._poller: TurnedPoller | None = None
         self._timer: tuple[float, Callable[[], object]] | None = None
         self._running = self._stopping = False
@@ -77,10 +92,9 @@ class ThreadHost(Host):
 
     def run(self) -> None:
         """Turns the poller until `stop`."""
-        poller, pipe = self._poller, self._pipe
+        poller = self._poller
         assert poller is not None
-        assert pipe is not None
-        poller.arm(pipe[0], READ, self)
+        poller.arm(self._reader, READ, self)
         self._running = True
         try:
             while not self._stopping:
@@ -96,10 +110,14 @@ class ThreadHost(Host):
 
     def close(self) -> None:
         """Closes the pipe, after `run` or instead of it."""
-        with self._lock:
-            pipe, self._pipe = self._pipe, None
-        for fd in pipe or ():
-            os.close(fd)
+        self._is_closed = True
+        if not self._writers:
+            self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        with contextlib.suppress(IndexError):  # another writer found itself the last, too
+            while True:
+                os.close(self._ends.pop())
 
     def stop(self) -> None:
         """On its own thread: `run` returns after this turn."""
@@ -107,9 +125,8 @@ class ThreadHost(Host):
 
     def on_ready(self, events: int) -> None:
         """The pipe was written to."""
-        if self._pipe is not None:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._pipe[0], 4096)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 4096)
         for _ in range(len(self._mail)):
             self._mail.popleft()()
 
@@ -129,12 +146,17 @@ class ThreadHost(Host):
             self._timer = None
 
     def wake(self, function: Callable[[], object]) -> None:
-        with self._lock:
-            if self._pipe is None:
+        self._writers.append(None)
+        try:
+            if self._is_closed:
                 raise ClosedResourceError("the engine's thread has ended")
             self._mail.append(function)
             with contextlib.suppress(BlockingIOError):  # the pipe is full: it is readable, then
-                os.write(self._pipe[1], b"\0")
+                os.write(self._writer, b"\0")
+        finally:
+            self._writers.pop()
+            if self._is_closed and not self._writers:
+                self._close_pipe()
 
     def watch(self, fd: int, events: int, on_ready: Callable[[int], object]) -> None:
         raise RuntimeError("the default engine's poller is not watched by its host")
@@ -151,4 +173,4 @@ class ThreadHost(Host):
 
     @property
     def is_closed(self) -> bool:
-        return self._pipe is None
+        return self._is_closed
