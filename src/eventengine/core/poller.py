@@ -34,6 +34,8 @@ __all__ = ["HostPoller", "Owner", "Poller", "PrivatePoller", "has_private_poller
 LIMIT: Final = 256  # about a millisecond of small messages
 _EPOLLIN: Final = 1
 _EPOLLOUT: Final = 4
+# All else has EPOLLERR or EPOLLHUP in it, or both bits: whichever is tried will tell.
+_READY: Final = {_EPOLLIN: READ, _EPOLLOUT: WRITE}
 
 
 class Owner(Protocol):
@@ -79,8 +81,13 @@ class Poller(ABC):
         owner = self.busy.get(fd)
         if owner is None:
             self.disarm(fd, READ | WRITE)
-        else:
+            return
+        try:
             owner.on_ready(events)
+        except BaseException as error:  # an interrupt from a callback; or a fault of ours, which must not end the loop
+            if not isinstance(error, KeyboardInterrupt | SystemExit):
+                self.forget(fd)
+            self._loop.callbacks.failed(owner, error)
 
     def _ask(self, fd: int, have: int, events: int) -> None:
         self._change(fd, have, events)
@@ -139,19 +146,8 @@ class PrivatePoller(Poller):
         loop = self._loop
         loop.begin()
         try:
-            busy = self.busy
             for fd, mask in events:
-                owner = busy.get(fd)
-                if owner is None:
-                    self.disarm(fd, READ | WRITE)
-                elif mask == _EPOLLIN:
-                    owner.on_ready(READ)
-                elif mask == _EPOLLOUT:
-                    owner.on_ready(WRITE)
-                elif mask == _EPOLLIN | _EPOLLOUT:
-                    owner.on_ready(READ | WRITE)
-                else:  # EPOLLERR or EPOLLHUP: whichever is tried will tell
-                    owner.on_ready(READ | WRITE)
+                self.dispatch(fd, _READY.get(mask, READ | WRITE))
         finally:
             loop.end()
 

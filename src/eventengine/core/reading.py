@@ -158,12 +158,15 @@ class ReadingHalf(Endpoint):
                 self._memory.put_back(block)
                 return None
             except OSError as error:
-                self._broken = self._broken or Status.from_errno(error.errno or errno.EIO, "reading")
+                if self._broken is None:
+                    self._broken = Status.from_errno(error.errno or errno.EIO, "reading")
                 n = 0
             if not n:
                 self._memory.put_back(block)
                 self._eager = True  # after bytes, the next read finds the end at once
-                return _OK if buffer._length else self._broken or _END
+                if buffer._length:
+                    return _OK
+                return _END if self._broken is None else self._broken
             buffer._slices.append(Slice(block, 0, n))
             buffer._length += n
             self._retarget(n)

@@ -98,15 +98,21 @@ class ThreadHost(Host):
         self._running = True
         try:
             while not self._stopping:
-                timer = self._timer
-                poller.turn(-1.0 if timer is None else max(timer[0] - time.monotonic(), 0.0))
-                timer = self._timer
-                if timer is not None and timer[0] <= time.monotonic() and not self._stopping:
-                    self._timer = None
-                    timer[1]()
+                try:
+                    self._turn(poller)
+                except Exception as error:  # a fault of ours; what hangs on this thread must not hang for ever
+                    self.log_exception("the event engine itself raised", error)
         finally:
             self._running = False
             self.close()
+
+    def _turn(self, poller: TurnedPoller) -> None:
+        timer = self._timer
+        poller.turn(-1.0 if timer is None else max(timer[0] - time.monotonic(), 0.0))
+        timer = self._timer
+        if timer is not None and timer[0] <= time.monotonic() and not self._stopping:
+            self._timer = None
+            timer[1]()
 
     def close(self) -> None:
         """Closes the pipe, after `run` or instead of it."""
