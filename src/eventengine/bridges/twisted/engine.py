@@ -1,0 +1,84 @@
+"""`TwistedEventEngine`: an engine on a reactor that is there, or on one of its own in a thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from functools import partial
+
+from twisted.internet.main import CONNECTION_DONE
+from twisted.internet.pollreactor import PollReactor
+from twisted.python import threadable
+from twisted.python.failure import Failure
+
+from eventengine.bridges.twisted.host import TwistedHost
+from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.threaded import LoopThread
+
+__all__ = ["TwistedEventEngine"]
+
+
+class TwistedEventEngine(HostedEventEngine):
+    """An engine on a Twisted reactor, which may run already or later.
+
+    Callbacks run in the reactor's thread: one that blocks stops the reactor and all I/O (`callbacks_block_polling`
+    is True). With a `callback_executor` they run on its threads, concurrently, and do not.
+
+    Closing the engine leaves the reactor running, with no reader, writer or delayed call of the engine's on it.
+
+    Args:
+        reactor: One that provides IReactorFDSet, IReactorTime and IReactorThreads: the epoll, poll and select
+            reactors do, and the asyncio reactor on any loop. None is installed, or looked for.
+        callback_executor: A pool for the callbacks; the engine never shuts it down.
+        private_poller: Whether sockets are watched by an epoll of the engine's own, which the reactor watches as
+            one descriptor; None: where that can be.
+
+    Raises TypeError for what is no such reactor.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        reactor: object,
+        *,
+        callback_executor: Executor | None = None,
+        private_poller: bool | None = None,
+        _thread: LoopThread | None = None,
+    ) -> None:
+        host = reactor if isinstance(reactor, TwistedHost) else TwistedHost(reactor)
+        super().__init__(host, callback_executor=callback_executor, private_poller=private_poller, thread=_thread)
+
+    @classmethod
+    def in_thread(
+        cls, *, callback_executor: Executor | None = None, private_poller: bool | None = None
+    ) -> TwistedEventEngine:
+        """An engine on a reactor of its own, which is not installed and runs in a thread until the engine is closed.
+
+        Code that looks for the global reactor does not find this one.
+        """
+        # Not the epoll reactor: nothing public closes its epoll. With a private poller there are two descriptors to
+        # watch, and poll(2) is as good.
+        reactor = PollReactor()
+        host = TwistedHost(reactor)
+        thread = LoopThread(partial(_run, reactor, host), reactor.stop, "eventengine-twisted")
+        try:
+            return cls(host, callback_executor=callback_executor, private_poller=private_poller, _thread=thread)
+        except BaseException:
+            _close(reactor, host)
+            raise
+
+
+def _run(reactor: PollReactor, host: TwistedHost) -> None:
+    # A reactor that starts says that its thread is *the* I/O thread of the process; that is not ours to be.
+    before = threadable.ioThread
+    reactor.callWhenRunning(setattr, threadable, "ioThread", before)
+    try:
+        reactor.run(installSignalHandlers=False)
+    finally:
+        _close(reactor, host)
+
+
+def _close(reactor: PollReactor, host: TwistedHost) -> None:
+    """Frees what a reactor keeps after its end: the pipe that wakes it."""
+    host.close()
+    reactor.waker.connectionLost(Failure(CONNECTION_DONE))
