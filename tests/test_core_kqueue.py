@@ -25,7 +25,9 @@ class FakeQueue:
     def close(self) -> None:
         self.wanted.clear()
 
-    def control(self, changes: list[SimpleNamespace] | None, limit: int, timeout: float | None = None) -> list[object]:
+    def control(
+        self, changes: list[SimpleNamespace] | None, limit: int, timeout: float | None = None
+    ) -> list[object]:
         for change in changes or []:
             if change.flags == 1:
                 self.wanted.add((change.ident, change.filter))

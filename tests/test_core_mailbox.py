@@ -132,33 +132,33 @@ def test_in_a_child_process_a_letter_is_refused() -> None:
     host.turn()
 
 
-def test_every_letter_is_run_or_refused_when_close_meets_eight_posting_threads() -> None:
-    for _ in range(50):
-        host = ManualHost()
-        box = make(host)
-        ran: list[int] = []
-        taken = [0] * 8
-        begun = threading.Barrier(9)
+@pytest.mark.parametrize("_round", range(50))
+def test_every_letter_is_run_or_refused_when_close_meets_eight_posting_threads(_round: int) -> None:
+    host = ManualHost()
+    box = make(host)
+    ran: list[int] = []
+    taken = [0] * 8
+    begun = threading.Barrier(9)
 
-        def post(me: int, box: Mailbox = box, ran: list[int] = ran, taken: list[int] = taken) -> None:
-            begun.wait()
-            try:
-                for n in range(10_000):
-                    box.post(lambda n=n: ran.append(n))
-                    taken[me] += 1
-            except ClosedResourceError:
-                pass
-
-        threads = [threading.Thread(target=post, args=(me,)) for me in range(8)]
-        for thread in threads:
-            thread.start()
+    def post(me: int) -> None:
         begun.wait()
-        for _ in range(3):
-            box.drain()
-        box.close()
-        for thread in threads:
-            thread.join()
-        assert len(ran) == sum(taken)
+        try:
+            for n in range(10_000):
+                box.post(lambda n=n: ran.append(n))
+                taken[me] += 1
+        except ClosedResourceError:
+            pass
+
+    threads = [threading.Thread(target=post, args=(me,)) for me in range(8)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    for _ in range(3):
+        box.drain()
+    box.close()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == sum(taken)
 
 
 def test_no_letter_of_eight_threads_is_left_lying() -> None:

@@ -84,7 +84,8 @@ class Poller(ABC):
             return
         try:
             owner.on_ready(events)
-        except BaseException as error:  # an interrupt from a callback; or a fault of ours, which must not end the loop
+        except BaseException as error:
+            # An interrupt from a callback; or a fault of ours, which must not end the loop.
             if not isinstance(error, KeyboardInterrupt | SystemExit):
                 self.forget(fd)
             self._loop.callbacks.failed(owner, error)

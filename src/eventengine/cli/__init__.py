@@ -1,0 +1,150 @@
+"""The command line, `python -m eventengine`: `proxy` and `demo`.
+
+Exit status: 0 if all went well; 1 if the world was against it (a port that is taken, an extra that is missing, a
+digest that differs); 2 if the command was wrong. Whatever goes wrong is told in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from eventengine.address import ResolvedAddress
+from eventengine.cli.engines import ENGINES
+from eventengine.memory import parse_size
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+
+_SMALLEST_MEMORY = 64 * 1024
+_HOST_AND_PORT = re.compile(r"(?:[\w-]{1,63}\.)*(?![0-9]+\.?:)[\w-]{1,63}\.?:[0-9]{1,5}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command in `arguments` (None: those of the process) and returns its exit status."""
+    parser = _Parser(prog="eventengine", description="gRPC's EventEngine for Python.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="proxy|demo")
+    proxy = commands.add_parser(
+        "proxy",
+        allow_abbrev=False,
+        help="pass connections on, within a bound on memory",
+        description="Passes TCP and unix connections on, within a bound on memory. Ctrl-C ends it with a summary.",
+        epilog="An address is 127.0.0.1:80, [::1]:80, unix:/path, unix-abstract:name or vsock:cid:port.",
+    )
+    proxy.add_argument(
+        "--listen",
+        required=True,
+        metavar="ADDR",
+        type=_argument(_listen_address),
+        help="where to accept connections; port 0 takes a free one",
+    )
+    proxy.add_argument(
+        "--to",
+        required=True,
+        metavar="ADDR",
+        type=_argument(_target),
+        help="where to pass them on to: an address, or a name as in localhost:8080",
+    )
+    proxy.add_argument("--engine", choices=ENGINES, default="default", help="what runs it (default: %(default)s)")
+    proxy.add_argument(
+        "--memory",
+        metavar="SIZE",
+        type=_argument(_memory),
+        default="64MiB",
+        help="the most to hold, as in 64MiB: half of it each way (default: %(default)s)",
+    )
+    proxy.add_argument(
+        "--idle-timeout",
+        metavar="S",
+        type=_argument(_seconds),
+        help="close a connection on which nothing was passed on for S seconds",
+    )
+    proxy.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=_argument(_count),
+        help="the most at a time; others wait in the backlog",
+    )
+    proxy.add_argument("--log", action="store_true", help="a line on stderr for each connection that ended")
+    commands.add_parser(
+        "demo",
+        allow_abbrev=False,
+        help="download a file through the proxy, on each engine",
+        description="Downloads a file through the proxy, on each engine whose framework is installed.",
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "demo":
+        from eventengine.cli import demo
+
+        return demo.run()
+    from eventengine.cli import serve
+
+    return serve.run(
+        options.listen,
+        options.to,
+        engine=options.engine,
+        memory=options.memory,
+        idle_timeout=options.idle_timeout,
+        max_connections=options.max_connections,
+        log=options.log,
+    )
+
+
+def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read` for argparse, which shows the text of this exception only."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _listen_address(text: str) -> ResolvedAddress:
+    if _HOST_AND_PORT.fullmatch(text):
+        raise ValueError(f"{text!r} has a name; give the IP address to listen on, as in 127.0.0.1:8080")
+    return ResolvedAddress.parse(text)
+
+
+def _target(text: str) -> ResolvedAddress | str:
+    address = text if _HOST_AND_PORT.fullmatch(text) else ResolvedAddress.parse(text)
+    port = address.port if isinstance(address, ResolvedAddress) else int(address.rpartition(":")[2])
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{text!r}: the port to pass connections on to is a number from 1 to 65535")
+    return address
+
+
+def _memory(text: str) -> int:
+    size = parse_size(text)
+    if size < _SMALLEST_MEMORY:
+        raise ValueError(f"{text!r} is too little to pass anything on; give 64KiB or more")
+    return size
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r} is not a time; give a number of seconds above 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError(f"{text!r} is not a number of connections; give 1 or more")
+    return int(text)

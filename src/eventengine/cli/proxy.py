@@ -1,0 +1,327 @@
+"""A proxy written on the interface alone: it runs unchanged on any engine.
+
+    client  --- up: read, then write --->  target
+            <-- down: read, then write --
+
+Rules:
+
+1. A `Pipe` is one direction. It reads, writes what it read, and reads again only when that write is done: it holds
+   one read's worth at most, and a reader that is slow holds back its sender.
+2. The end of one stream is passed on as a half-close; the other direction goes on. When both have ended, or either
+   has failed, the `Relay` closes both ends, once.
+3. The two directions draw on two quotas. With one, connections that all send at once could fill it with what their
+   targets take only after their answers were read, and for those reads nothing would be left: all would wait for
+   ever.
+4. Callbacks must be serial, as they are on every engine without a `callback_executor`: nothing here is locked. No
+   engine calls back from within `read` or `write`, so a loop of them is never interrupted by another callback.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socket import AF_UNIX
+from time import monotonic
+
+from eventengine import (
+    ConnectionHandle,
+    Endpoint,
+    EndpointConfig,
+    EventEngine,
+    HalfCloseable,
+    Listener,
+    MemoryAllocator,
+    ResolvedAddress,
+    ResourceQuota,
+    SliceBuffer,
+    Status,
+    StatusCode,
+    StatusOr,
+    TaskHandle,
+)
+
+__all__ = ["Pipe", "Proxy", "Relay"]
+
+CONNECT_TIMEOUT = 10.0
+
+
+class Pipe:
+    """One direction of a relay: what comes from `source` goes to `sink`."""
+
+    __slots__ = ("_buffer", "_relay", "_source", "_writing", "bytes", "ended", "name", "sink")
+
+    def __init__(self, relay: Relay, name: str, source: Endpoint, sink: Endpoint) -> None:
+        self.name = name
+        self.sink = sink
+        self.bytes = 0
+        self.ended = False
+        self._relay = relay
+        self._source = source
+        self._buffer = SliceBuffer()
+        self._writing = 0
+
+    def run(self) -> None:
+        """Reads and writes for as long as each is done at once; the callbacks go on from there."""
+        while self._source.read(self._on_read, self._buffer):
+            if not self._write():
+                return
+
+    def _write(self) -> bool:
+        self._writing = len(self._buffer)
+        done = self.sink.write(self._on_written, self._buffer)
+        if done:
+            self._count()
+        return done
+
+    def _count(self) -> None:
+        self.bytes += self._writing
+        self._relay.moved_at = monotonic()
+
+    def _on_read(self, status: Status) -> None:
+        if self._relay.outcome is not None:
+            self._buffer.clear()
+        elif status.ok:
+            if self._write():
+                self.run()
+        elif status.code is StatusCode.OUT_OF_RANGE:
+            self.ended = True
+            self._relay.on_stream_end(self)
+        else:
+            self._relay.end(f"reading {self.name} failed: {status}")
+
+    def _on_written(self, status: Status) -> None:
+        if status.ok:
+            self._count()
+        if self._relay.outcome is not None:
+            self._buffer.clear()
+        elif status.ok:
+            self.run()
+        else:
+            self._buffer.clear()
+            self._relay.end(f"writing {self.name} failed: {status}")
+
+
+class Relay:
+    """One connection through the proxy.
+
+    Attributes:
+        peer: The client's address.
+        target: Where it was connected to, or was last tried.
+        up, down: The pipes from and to the client; None until the target was reached.
+        moved_at: When bytes were last passed on (`time.monotonic`); waiting for a slow reader moves none.
+        outcome: How it ended; None while it goes on.
+        seconds: How long it took, once it ended.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_allocator",
+        "_attempt",
+        "_client",
+        "_proxy",
+        "_server",
+        "_started",
+        "_timer",
+        "down",
+        "moved_at",
+        "outcome",
+        "peer",
+        "seconds",
+        "target",
+        "up",
+    )
+
+    def __init__(self, proxy: Proxy, client: Endpoint, allocator: MemoryAllocator) -> None:
+        self.peer = client.peer_address
+        self.target: ResolvedAddress | str = proxy.target
+        self.up: Pipe | None = None
+        self.down: Pipe | None = None
+        self.outcome: str | None = None
+        self.seconds = 0.0
+        self.moved_at = self._started = monotonic()
+        self._proxy = proxy
+        self._client = client
+        self._allocator = allocator
+        self._server: Endpoint | None = None
+        self._addresses: list[ResolvedAddress] = []
+        self._attempt: ConnectionHandle | None = None
+        self._timer: TaskHandle | None = None
+
+    @property
+    def bytes_up(self) -> int:
+        return self.up.bytes if self.up else 0
+
+    @property
+    def bytes_down(self) -> int:
+        return self.down.bytes if self.down else 0
+
+    def start(self) -> None:
+        if isinstance(self.target, ResolvedAddress):
+            self._on_resolve([self.target])
+        else:
+            self._proxy.resolver.lookup_hostname(self._on_resolve, self.target)
+
+    def on_stream_end(self, pipe: Pipe) -> None:
+        if self.up and self.up.ended and self.down and self.down.ended:
+            self.end("both sides ended")
+        elif half := pipe.sink.query_extension(HalfCloseable):
+            half.close_write()
+        else:
+            self.end(f"{pipe.name} ended, which cannot be passed on alone")
+
+    def end(self, outcome: str) -> None:
+        """Closes both ends and tells the proxy; only the first call counts."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        self.seconds = monotonic() - self._started
+        if self._timer is not None:
+            self._proxy.engine.cancel(self._timer)
+        if self._attempt is not None:
+            self._proxy.engine.cancel_connect(self._attempt)
+        self._client.close()
+        if self._server is not None:
+            self._server.close()
+        self._allocator.close()
+        self._proxy.on_relay_end(self)
+
+    def _on_resolve(self, found: StatusOr[list[ResolvedAddress]]) -> None:
+        if self.outcome is not None:
+            return
+        if isinstance(found, Status):
+            self.end(f"looking up the target failed: {found}")
+        else:
+            self._addresses = found[::-1]
+            self._connect_next()
+
+    def _connect_next(self) -> None:
+        address = self._addresses.pop()
+        self.target = address
+        self._attempt = self._proxy.engine.connect(
+            self._on_connect,
+            address,
+            EndpointConfig(),
+            self._proxy.down.create_memory_allocator(f"to {address} for {self.peer}"),
+            CONNECT_TIMEOUT,
+        )
+
+    def _on_connect(self, result: StatusOr[Endpoint]) -> None:
+        self._attempt = None
+        if isinstance(result, Endpoint):
+            if self.outcome is None:
+                self._join(result)
+            else:
+                result.close()  # the connection was made before `end` could cancel it
+        elif self.outcome is None:
+            if self._addresses:
+                self._connect_next()
+            else:
+                self.end(f"connecting failed: {result}")
+
+    def _join(self, server: Endpoint) -> None:
+        self._server = server
+        self.moved_at = monotonic()
+        self.up = Pipe(self, "up", self._client, server)
+        self.down = Pipe(self, "down", server, self._client)
+        if self._proxy.idle_timeout is not None:
+            self._timer = self._proxy.engine.run_after(self._proxy.idle_timeout, self._check_idle)
+        self.up.run()
+        self.down.run()
+
+    def _check_idle(self) -> None:
+        # One timer a relay, put off when it comes and not with each read: those come by the thousand.
+        limit = self._proxy.idle_timeout
+        if limit is None or self.outcome is not None:
+            return
+        left = self.moved_at + limit - monotonic()
+        if left > 0:
+            self._timer = self._proxy.engine.run_after(left, self._check_idle)
+        else:
+            self.end(f"nothing moved for {limit:g} s")
+
+
+class Proxy:
+    """Passes each connection that is made to it on to `target`.
+
+    Args:
+        engine: Its callbacks must be serial (rule 4).
+        up: Bounds what is held on its way from clients; a limit on connections goes here too.
+        down: Bounds what is held on its way to clients.
+        target: An address; or "name:port", looked up for each connection, its addresses tried in turn.
+        idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed.
+        on_end: Called on the loop's thread with each relay that has ended.
+
+    Attributes:
+        connections: How many were accepted.
+        bytes_up, bytes_down: What the relays that have ended passed on.
+    """
+
+    def __init__(
+        self,
+        engine: EventEngine,
+        up: ResourceQuota,
+        down: ResourceQuota,
+        target: ResolvedAddress | str,
+        *,
+        idle_timeout: float | None = None,
+        on_end: Callable[[Relay], object] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.up = up
+        self.down = down
+        self.target = target
+        self.idle_timeout = idle_timeout
+        self.connections = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.resolver = engine.get_dns_resolver()
+        self._on_end = on_end
+        self._relays: set[Relay] = set()
+        self._stopped = threading.Event()
+        self._listener: Listener | None = None
+
+    def listen(self, address: ResolvedAddress) -> ResolvedAddress:
+        """Begins to accept on `address` and returns it, port 0 replaced by the one that was taken. Call it once.
+
+        Raises StatusError when the system refuses the address. A port is not shared with another process: one that
+        is taken is refused.
+        """
+        listener = self.engine.create_listener(
+            self._on_accept, self._on_shutdown, EndpointConfig(reuse_port=False), self.up
+        )
+        try:
+            port = listener.bind(address)
+            listener.start()
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
+        return address if address.family == AF_UNIX else address.with_port(port)
+
+    def close(self) -> None:
+        """Stops accepting, closes every relay, and returns when all have ended. Not for the loop's own thread."""
+        self.resolver.close()
+        if self._listener is not None:
+            self._listener.close()
+            self._stopped.wait()
+
+    def on_relay_end(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self.bytes_up += relay.bytes_up
+        self.bytes_down += relay.bytes_down
+        if self._on_end is not None:
+            self._on_end(relay)
+
+    def _on_accept(self, client: Endpoint, allocator: MemoryAllocator) -> None:
+        self.connections += 1
+        relay = Relay(self, client, allocator)
+        self._relays.add(relay)
+        relay.start()
+
+    def _on_shutdown(self, status: Status) -> None:
+        # Every `_on_accept` has returned, so no relay is added from here on.
+        try:
+            for relay in tuple(self._relays):
+                relay.end("the proxy was stopped")
+        finally:
+            self._stopped.set()

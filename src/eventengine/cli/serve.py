@@ -1,0 +1,73 @@
+"""The command `proxy`: a `Proxy` on an engine with its own thread, while the main thread waits for a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import sys
+
+from eventengine import ResolvedAddress, ResourceQuota, StatusError
+from eventengine.cli.engines import load_engine
+from eventengine.cli.proxy import Proxy, Relay
+
+__all__ = ["run"]
+
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def run(
+    listen: ResolvedAddress,
+    target: ResolvedAddress | str,
+    *,
+    engine: str,
+    memory: int,
+    idle_timeout: float | None,
+    max_connections: int | None,
+    log: bool,
+) -> int:
+    """Runs the proxy until SIGINT or SIGTERM and returns the exit status. For a process's main thread.
+
+    The two signals stay blocked, so that one that comes at any time, also a second one, is waited for and never
+    interrupts what is being cleaned up.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # before there are threads: they inherit it
+    up = ResourceQuota("up", memory=memory // 2, connections=max_connections)
+    down = ResourceQuota("down", memory=memory - memory // 2)
+    try:
+        make_engine = load_engine(engine)
+    except ImportError as error:
+        return _fail(str(error))
+    with make_engine() as the_engine:
+        proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=_log if log else None)
+        try:
+            address = proxy.listen(listen)
+        except StatusError as error:
+            taken = error.status.errno == errno.EADDRINUSE
+            return _fail(f"{listen} is taken" if taken else f"cannot listen on {listen}: {error.status.message}")
+        else:
+            print(f"listening on {address}, to {target}, on the {engine} engine", flush=True)
+            signal.sigwait(_STOP_SIGNALS)
+        finally:
+            proxy.close()
+    print(
+        f"{proxy.connections} connections; {proxy.bytes_up} bytes up, {proxy.bytes_down} down; "
+        f"peak memory {up.memory.peak + down.memory.peak} of {memory} bytes",
+        flush=True,
+    )
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"eventengine proxy: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _log(relay: Relay) -> None:
+    with contextlib.suppress(OSError):  # who reads the log may have gone; the connections go on
+        print(
+            f"{relay.peer} -> {relay.target}: {relay.bytes_up} bytes up, {relay.bytes_down} down, "
+            f"{relay.seconds:.3f} s: {relay.outcome}",
+            file=sys.stderr,
+            flush=True,
+        )

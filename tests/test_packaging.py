@@ -1,0 +1,103 @@
+"""What is built is what users need, and the repository's files agree with one another."""
+
+from __future__ import annotations
+
+import configparser
+import email
+import importlib.util
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 100
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+needs_hatchling = pytest.mark.skipif(
+    not importlib.util.find_spec("hatchling"), reason="hatchling, which builds the package, is not installed"
+)
+
+
+def build(kind: str, folder: Path) -> Path:
+    """Builds what lies in the repository with this environment's hatchling: nothing is downloaded."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The wheel's files by their names."""
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+def requirements(extra: str) -> list[str]:
+    return [str(each) for each in PROJECT["optional-dependencies"][extra]]
+
+
+@needs_hatchling
+def test_the_wheel_has_every_module_and_says_that_it_is_typed(wheel: dict[str, bytes]) -> None:
+    source = ROOT / "src"
+    expected = {str(path.relative_to(source)) for path in source.rglob("*.py")} | {"eventengine/py.typed"}
+    assert {name for name in wheel if ".dist-info/" not in name} == expected
+
+
+@needs_hatchling
+def test_the_wheel_needs_nothing_but_names_its_extras(wheel: dict[str, bytes]) -> None:
+    (name,) = [name for name in wheel if name.endswith(".dist-info/METADATA")]
+    metadata = email.message_from_bytes(wheel[name])
+    assert metadata["Name"] == "eventengine"
+    assert metadata["Version"] == PROJECT["version"]
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "tornado", "twisted"}
+    required = metadata.get_all("Requires-Dist", [])
+    assert required
+    assert all("extra ==" in each for each in required)
+
+
+@needs_hatchling
+def test_the_wheel_carries_the_licence(wheel: dict[str, bytes]) -> None:
+    (name,) = [name for name in wheel if name.endswith(".dist-info/licenses/LICENSE")]
+    assert wheel[name] == (ROOT / "LICENSE").read_bytes()
+    assert b"Version 2.0, January 2004" in wheel[name]
+
+
+@needs_hatchling
+def test_the_source_archive_has_what_its_tests_need(tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tests = {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")}
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml", "tox.ini"}
+    assert tests | pages | files | {"src/eventengine/py.typed"} <= names
+
+
+def test_the_oldest_versions_that_tox_tries_are_the_lower_bounds() -> None:
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini", "utf-8")
+    tried = dict(line.split("==") for line in tox["testenv:oldest"]["deps"].split())
+    bounds = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(requirements("twisted") + requirements("tornado"))))
+    assert {name: tried[name] for name in bounds} == bounds
+
+
+def test_the_extra_all_is_all_extras() -> None:
+    others = sorted(set(PROJECT["optional-dependencies"]) - {"all"})
+    (everything,) = requirements("all")
+    assert sorted(re.findall(r"\w+", everything.partition("[")[2])) == others
+
+
+def test_the_changelog_begins_with_this_version_or_what_is_not_released_yet() -> None:
+    versions = re.findall(r"^## \[?(\w[\w.]*)\]?", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert PROJECT["version"] in versions[:2]
+    assert versions[0] in ("Unreleased", PROJECT["version"])
