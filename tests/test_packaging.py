@@ -101,3 +101,10 @@ def test_the_changelog_begins_with_this_version_or_what_is_not_released_yet() ->
     versions = re.findall(r"^## \[?(\w[\w.]*)\]?", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert PROJECT["version"] in versions[:2]
     assert versions[0] in ("Unreleased", PROJECT["version"])
+
+
+@pytest.mark.parametrize("framework", ["twisted", "tornado"])
+def test_the_pages_say_the_lower_bounds(framework: str) -> None:
+    (bound,) = re.findall(r">=([\d.]+)", " ".join(requirements(framework)))
+    for page in ("README.md", f"docs/{framework}.md"):
+        assert re.search(rf"{framework.title()},? {bound} or newer", (ROOT / page).read_text("utf-8")), page

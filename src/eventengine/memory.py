@@ -111,11 +111,11 @@ class MemoryQuota:
         self._given: deque[int] = deque()
         self._tight = False
         self.waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
-        # By the number of bits of size - 1: a request finds the smallest power of two that holds it.
-        self._pools = {
-            bits: Pool(max(8, _POOLED_BYTES_PER_SIZE >> bits))
-            for bits in range((SMALLEST_BLOCK - 1).bit_length(), (LARGEST_POOLED_BLOCK - 1).bit_length() + 1)
-        }
+        self._pools: dict[int, Pool] = {}
+        size_of_block = SMALLEST_BLOCK
+        while size_of_block <= LARGEST_POOLED_BLOCK:
+            self._pools[size_of_block] = Pool(max(8, _POOLED_BYTES_PER_SIZE // size_of_block))
+            size_of_block *= 2
         _quotas.add(self)
 
     @property
@@ -170,28 +170,34 @@ class MemoryQuota:
 
     def make_block(self, minimum: int, most: int) -> Block:
         """A block of at least `minimum` bytes, whatever the limit says."""
-        if not self._tight and (block := self._from_pool(most)) is not None:
-            return block
+        size = _block_size(most)
+        if not self._tight and (pool := self._pools.get(size)):
+            try:
+                return pool.pop()
+            except IndexError:  # another thread took the last one
+                pass
         with self._lock:
             self._fold()
             size = _block_size(self._sized(minimum, most))
             self._trim(self._taken + size - self._size)
             return self._new_block(size)
 
-    def try_block(self, most: int) -> Block | None:
-        """A block for reading, of SMALLEST_BLOCK to about `most` bytes; None when the quota has no room for any."""
-        if not self._tight and (block := self._from_pool(most)) is not None:
-            return block
+    def try_block(self, size: int) -> Block | None:
+        """A block for reading, of SMALLEST_BLOCK to `size` bytes, which is the size of a pool; None when the quota
+        has no room for any."""
+        if not self._tight and (pool := self._pools[size]):
+            try:
+                return pool.pop()
+            except IndexError:  # another thread took the last one
+                pass
         with self._lock:
             self._fold()
-            size = _block_size(self._sized(min(SMALLEST_BLOCK, most), most))
+            size = self._sized(SMALLEST_BLOCK, size)
             self._trim(self._taken + size - self._size)
-            room = self._size - self._taken
-            if room < size:
-                if room < SMALLEST_BLOCK:
-                    return None
-                size = 1 << (room.bit_length() - 1)
-            return self._new_block(size)
+            size = min(size, self._size - self._taken)
+            if size < SMALLEST_BLOCK:
+                return None
+            return self._new_block(1 << (size.bit_length() - 1))
 
     def put_back(self, block: Block) -> None:
         """Returns a block that nothing but the caller refers to, and that it will not use again, to its pool."""
@@ -232,20 +238,11 @@ class MemoryQuota:
             if on_room() is not True:
                 return
 
-    def _from_pool(self, wanted: int) -> Block | None:
-        pool = self._pools.get((wanted - 1).bit_length() if wanted > SMALLEST_BLOCK else 8)
-        if pool:
-            try:
-                return pool.pop()
-            except IndexError:  # another thread took the last one
-                pass
-        return None
-
     # What follows is called with the lock held.
 
     def _new_block(self, size: int) -> Block:
         self._count(size)
-        return Block(size, self, self._pools.get((size - 1).bit_length()))
+        return Block(size, self, self._pools.get(size))
 
     def _fold(self) -> None:
         while self._given:
@@ -267,7 +264,7 @@ class MemoryQuota:
         return max(minimum, min(most, self._size // 16))
 
     def _pooled(self) -> int:
-        return sum(len(pool) << bits for bits, pool in self._pools.items())
+        return sum(len(pool) * size for size, pool in self._pools.items())
 
     def _trim(self, amount: int) -> None:
         """Frees pooled blocks, the largest first, until `amount` bytes are free or none is left."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 from enum import IntEnum
+from typing import ClassVar, NoReturn
 
 __all__ = [
     "BusyResourceError",
@@ -55,31 +56,28 @@ class Status:
     Immutable. Two statuses are equal when code, message and errno are. A status has no truth value: ask `ok`.
     """
 
-    __slots__ = ("_code", "_errno", "_message")
+    # Plain slots, closed by `__setattr__`: `ok` is asked in every callback, and a property costs a call.
+    __slots__ = ("code", "errno", "message", "ok")
 
-    OK: Status
+    OK: ClassVar[Status]
+
+    code: StatusCode
+    message: str
+    errno: int | None
+    """The system call's error number (`errno.ECONNREFUSED`, ...), or None where no system call failed."""
+    ok: bool
 
     def __init__(self, code: StatusCode = StatusCode.OK, message: str = "", errno: int | None = None) -> None:
-        self._code = StatusCode(code)
-        self._message = message
-        self._errno = errno
+        for name, value in (
+            ("code", StatusCode(code)),
+            ("message", message),
+            ("errno", errno),
+            ("ok", code == StatusCode.OK),
+        ):
+            object.__setattr__(self, name, value)
 
-    @property
-    def code(self) -> StatusCode:
-        return self._code
-
-    @property
-    def message(self) -> str:
-        return self._message
-
-    @property
-    def errno(self) -> int | None:
-        """The system call's error number (`errno.ECONNREFUSED`, ...), or None where no system call failed."""
-        return self._errno
-
-    @property
-    def ok(self) -> bool:
-        return self._code is StatusCode.OK
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Status does not change; cannot set {name}")
 
     @classmethod
     def from_errno(cls, errno: int, doing: str) -> Status:
@@ -92,23 +90,26 @@ class Status:
         code = _CODE_OF_ERRNO.get(errno, StatusCode.UNAVAILABLE)
         return cls(code, f"{doing}: {os.strerror(errno)} ({name})", errno)
 
+    def __reduce__(self) -> tuple[type[Status], tuple[StatusCode, str, int | None]]:
+        return Status, (self.code, self.message, self.errno)
+
     def __bool__(self) -> bool:
         raise TypeError("a Status has no truth value; ask status.ok")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Status):
             return NotImplemented
-        return (self._code, self._message, self._errno) == (other._code, other._message, other._errno)
+        return (self.code, self.message, self.errno) == (other.code, other.message, other.errno)
 
     def __hash__(self) -> int:
-        return hash((self._code, self._message, self._errno))
+        return hash((self.code, self.message, self.errno))
 
     def __repr__(self) -> str:
-        errno = "" if self._errno is None else f", errno={self._errno}"
-        return f"Status({self._code.name}, {self._message!r}{errno})" if not self.ok else "Status.OK"
+        errno = "" if self.errno is None else f", errno={self.errno}"
+        return f"Status({self.code.name}, {self.message!r}{errno})" if not self.ok else "Status.OK"
 
     def __str__(self) -> str:
-        return f"{self._code.name}: {self._message}" if self._message else self._code.name
+        return f"{self.code.name}: {self.message}" if self.message else self.code.name
 
 
 Status.OK = Status()
@@ -131,7 +132,7 @@ class StatusError(Exception):
     """Raised where a call fails at once for a reason that lies outside the program; `status` says why."""
 
     def __init__(self, status: Status) -> None:
-        super().__init__(str(status))
+        super().__init__(status)
         self.status = status
 
 

@@ -227,4 +227,4 @@ class Attempt:
             self._timer = None
 
     def _report(self, result: Endpoint | Status) -> None:
-        self._loop.callbacks.run(self.on_connect, result)
+        self._loop.run_callback(self.on_connect, result)

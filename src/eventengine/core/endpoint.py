@@ -125,10 +125,13 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
 
     def on_ready(self, events: int) -> None:
         if events & READ:
-            if self._on_read is not None and not self._waiting:
+            on_read = self._on_read
+            if on_read is not None and not self._waiting:
                 status = self._receive()
-                if status is not None:
-                    self._finish_read(status)
+                if status is not None:  # as in `_finish_read`, whose call costs
+                    self._on_read = self._buffer = None
+                    self._read_idle = None
+                    self._loop.run_callback(on_read, status)
             else:
                 self._loop.poller.disarm(self._fd, READ)
         if events & WRITE and not self._closed:
@@ -139,7 +142,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
                     self._finish_write(status)
             else:
                 self._loop.poller.disarm(self._fd, WRITE)
-        self._rest()
+        if self._on_read is None:
+            self._rest()
 
     def on_unwatchable(self, error: OSError) -> None:
         status = Status.from_errno(error.errno or errno.EIO, "watching the socket")

@@ -95,7 +95,7 @@ class HostedEventEngine(EventEngine):
     def run(self, closure: Callable[[], object]) -> None:
         _check_callable("closure", closure)
         self._check_open()
-        self._loop.post(partial(self._loop.callbacks.run, closure))
+        self._loop.post(partial(self._loop.run_callback, closure))
 
     def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
         _check_callable("closure", closure)

@@ -267,7 +267,7 @@ class Acceptor:
                 continue
             with self._lock:
                 self._running += 1
-            self._loop.callbacks.run(self._deliver, endpoint, for_application)
+            self._loop.run_callback(self._deliver, endpoint, for_application)
 
     def _give_place_back(self) -> None:
         if self._places is not None:
@@ -285,7 +285,7 @@ class Acceptor:
                 self._running -= 1
                 last = self._closed and not self._running and not self._sockets
             if last:
-                self._loop.callbacks.run(self._on_shutdown, Status.OK)
+                self._loop.run_callback(self._on_shutdown, Status.OK)
 
     def _close_sockets(self) -> None:
         for listening in self._sockets:

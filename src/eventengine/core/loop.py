@@ -49,7 +49,6 @@ class Loop:
     __slots__ = (
         "__weakref__",
         "_mailbox",
-        "_thread",
         "budget",
         "callbacks",
         "endpoints",
@@ -58,6 +57,8 @@ class Loop:
         "listeners",
         "poller",
         "post",
+        "run_callback",
+        "thread",
         "timers",
     )
 
@@ -70,7 +71,7 @@ class Loop:
         own_thread: bool,
     ) -> None:
         self.host = host
-        self._thread = -1
+        self.thread = -1
         self.budget = BUDGET
         self.is_forked = False
         self._mailbox = Mailbox(host, self._on_wake)
@@ -81,6 +82,7 @@ class Loop:
             if callback_executor is None
             else PoolCallbacks(host, callback_executor)
         )
+        self.run_callback = self.callbacks.run
         self.endpoints: dict[int, weakref.ref[SocketEndpoint]] = {}
         self.listeners: set[Acceptor] = set()
         if private_poller is None:
@@ -90,11 +92,11 @@ class Loop:
 
     def is_here(self) -> bool:
         """Whether the calling thread is the loop's. Any thread."""
-        return _get_ident() == self._thread
+        return _get_ident() == self.thread
 
     def begin(self) -> None:
         """A turn begins; `end` must follow."""
-        self._thread = _get_ident()
+        self.thread = _get_ident()
         self.budget = BUDGET
         self._mailbox.hold()
 
@@ -126,13 +128,13 @@ class Loop:
         """Has a callback run, but not before this returns; unless the host's loop was closed, and nobody else will.
         Any thread."""
         try:
-            self.post(partial(self.callbacks.run, function, *args))
+            self.post(partial(self.run_callback, function, *args))
         except ClosedResourceError:
-            self.callbacks.run(function, *args)
+            self.run_callback(function, *args)
 
     def close(self, cancel: Iterable[Callable[[], object]]) -> None:
         """Ends everything, on the loop's thread or while the loop does not run; `cancel` ends what others know of."""
-        self._thread = _get_ident()
+        self.thread = _get_ident()
         with contextlib.ExitStack() as last_to_first:
             last_to_first.callback(self.poller.close)
             last_to_first.callback(self._mailbox.close)
@@ -148,7 +150,7 @@ class Loop:
 
     def _abandon(self) -> None:
         self.is_forked = True
-        self._thread = -1
+        self.thread = -1
         self._mailbox.abandon()
         self.timers.abandon()
         self.poller.abandon()

@@ -4,7 +4,7 @@ Rules, for both kinds; all of it is the loop's thread's:
 
 1. `busy` maps a descriptor to its owner while the owner has an operation outstanding: the only strong reference that
    the core keeps, so that an endpoint which nobody uses or holds can be collected.
-2. `_interest` says what the kernel was asked. Asking is lazy: READ stays on between two reads, and is taken away
+2. `interest` says what the kernel was asked. Asking is lazy: READ stays on between two reads, and is taken away
    only when an event finds nobody busy. A descriptor without interest is not registered at all, for epoll reports
    errors and hang-ups even of those with an empty mask.
 3. An event may be stale: its descriptor was closed in this very turn, and its number given to a new socket. So an
@@ -49,17 +49,17 @@ class Owner(Protocol):
 
 
 class Poller(ABC):
-    __slots__ = ("_interest", "_loop", "busy")
+    __slots__ = ("_loop", "busy", "interest")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._interest: dict[int, int] = {}
+        self.interest: dict[int, int] = {}
         self.busy: dict[int, Owner] = {}
 
     def arm(self, fd: int, events: int, owner: Owner) -> None:
         """`owner` now waits for `events`, besides what it waits for already."""
         self.busy[fd] = owner
-        have = self._interest.get(fd, 0)
+        have = self.interest.get(fd, 0)
         if have & events != events:
             try:
                 self._ask(fd, have, have | events)
@@ -68,7 +68,7 @@ class Poller(ABC):
 
     def disarm(self, fd: int, events: int) -> None:
         """Nobody waits for `events` any more; busy or not, the rest stays."""
-        have = self._interest.get(fd, 0)
+        have = self.interest.get(fd, 0)
         if have & events:
             self._ask(fd, have, have & ~events)
 
@@ -85,17 +85,20 @@ class Poller(ABC):
         try:
             owner.on_ready(events)
         except BaseException as error:
-            # An interrupt from a callback; or a fault of ours, which must not end the loop.
-            if not isinstance(error, KeyboardInterrupt | SystemExit):
-                self.forget(fd)
-            self._loop.callbacks.failed(owner, error)
+            self._failed(fd, owner, error)
+
+    def _failed(self, fd: int, owner: Owner, error: BaseException) -> None:
+        """An interrupt from a callback; or a fault of ours, which must not end the loop."""
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
+            self.forget(fd)
+        self._loop.callbacks.failed(owner, error)
 
     def _ask(self, fd: int, have: int, events: int) -> None:
         self._change(fd, have, events)
         if events:
-            self._interest[fd] = events
+            self.interest[fd] = events
         else:
-            del self._interest[fd]
+            del self.interest[fd]
 
     @abstractmethod
     def _change(self, fd: int, have: int, events: int) -> None:
@@ -103,13 +106,13 @@ class Poller(ABC):
 
     def close(self) -> None:
         """Takes everything off the host."""
-        for fd in list(self._interest):
+        for fd in list(self.interest):
             self.forget(fd)
         self.busy.clear()
 
     def abandon(self) -> None:
         """In a child process, which shares the kernel's side of this with its parent and must not change it."""
-        self._interest.clear()
+        self.interest.clear()
         self.busy.clear()
 
 
@@ -127,7 +130,7 @@ class HostPoller(Poller):
     def _on_ready(self, fd: int, events: int) -> None:
         with self._loop:
             self.dispatch(fd, events)
-            if events == READ | WRITE and (interest := self._interest.get(fd, 0)):  # rule 6
+            if events == READ | WRITE and (interest := self.interest.get(fd, 0)):  # rule 6
                 self._change(fd, 0, interest)
 
 
@@ -147,8 +150,16 @@ class PrivatePoller(Poller):
         loop = self._loop
         loop.begin()
         try:
+            busy = self.busy
             for fd, mask in events:
-                self.dispatch(fd, _READY.get(mask, READ | WRITE))
+                owner = busy.get(fd)
+                if owner is None:
+                    self.disarm(fd, READ | WRITE)
+                    continue
+                try:
+                    owner.on_ready(_READY.get(mask, READ | WRITE))
+                except BaseException as error:
+                    self._failed(fd, owner, error)
         finally:
             loop.end()
 
@@ -160,14 +171,14 @@ class PrivatePoller(Poller):
         mask = (_EPOLLIN if events & READ else 0) | (_EPOLLOUT if events & WRITE else 0)
         if not have:
             self._epoll.register(fd, mask)
-            if self._host is not None and not self._interest:
+            if self._host is not None and not self.interest:
                 self._host.watch(self._epoll.fileno(), READ, self._on_host_ready)
         elif events:
             self._epoll.modify(fd, mask)
         else:
             with contextlib.suppress(OSError):  # a socket hook may have closed it
                 self._epoll.unregister(fd)
-            if self._host is not None and len(self._interest) == 1 and not self._host.is_closed:
+            if self._host is not None and len(self.interest) == 1 and not self._host.is_closed:
                 self._host.unwatch(self._epoll.fileno())
 
     def close(self) -> None:

@@ -147,7 +147,7 @@ class SystemResolver(DNSResolver):
     def _answer(self, query: int, on_resolve: Callback[T], result: T | Status) -> None:
         """On the loop's thread."""
         if self._pending.pop(query, None) is not None:
-            self._loop.callbacks.run(on_resolve, result)
+            self._loop.run_callback(on_resolve, result)
 
     def _look_up(self, query: int, on_resolve: Callback[Addresses], name: str, host: str, port: str) -> None:
         """On the loop's thread."""

@@ -169,7 +169,7 @@ class Timers:
             if type(closure) is _OnLoop:
                 closure()
             elif closure is not None:
-                loop.callbacks.run(closure)
+                loop.run_callback(closure)
 
     def _arm_earliest(self) -> None:
         heap = self._earlier()

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
@@ -72,7 +73,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             self._write_idle = None
             return True
         loop = self._loop
-        if not loop.is_here():
+        if get_ident() != loop.thread:
             try:
                 loop.post(partial(self._start_write, on_writable, data))
             except BaseException:
@@ -120,13 +121,14 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         assert on_writable is not None
         self._on_writable = None
         self._write_idle = None
-        self._loop.callbacks.run(on_writable, status)
+        self._loop.run_callback(on_writable, status)
 
     def _take_out(self, data: SliceBuffer) -> None:
-        self._out = data._slices
-        data.clear()
-        if len(self._out) > 1:
-            self._out.reverse()
+        out = self._out = data._slices
+        data._slices = []
+        data._length = 0
+        if len(out) > 1:
+            out.reverse()
 
     def _send(self) -> Status | None:
         """Writes what is left: OK when that was all, what broke the connection, or None when one has to wait."""
@@ -139,9 +141,16 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             while out:
                 if room <= 0:
                     return None
-                if len(out) == 1 and len(out[0]) <= room:
-                    size = len(out[0])
-                    n = self._sock.send(out[0].payload(), _NO_SIGNAL)
+                if len(out) == 1:
+                    size = out[0]._stop - out[0]._start
+                    if size <= room:
+                        n = self._sock.send(out[0].payload(), _NO_SIGNAL)
+                        if n == size:
+                            out.pop()
+                            return _OK
+                    else:
+                        n = self._sock.send(out[0].view[:room], _NO_SIGNAL)
+                        size = room
                 else:
                     size, n = self._send_several(out, room)
                 room -= n
