@@ -40,6 +40,29 @@ def test_a_batch_has_a_limit_and_the_rest_wakes_the_host_again() -> None:
     assert got == list(range(LIMIT + 10))
 
 
+def test_a_letter_that_is_posted_first_is_in_the_next_batch_however_many_wait() -> None:
+    host = ManualHost()
+    box = make(host)
+    got: list[int] = []
+    for n in range(2 * LIMIT):
+        box.post(lambda n=n: got.append(n))
+    box.post_first(lambda: got.append(-1))
+    host.turn()
+    assert got[:2] == [-1, 0]
+
+
+def test_a_letter_posted_first_is_refused_after_close_and_was_run_if_it_closed_the_box() -> None:
+    host = ManualHost()
+    box = make(host)
+    got: list[str] = []
+    box.post_first(lambda: (box.close(), got.append("closed")))
+    host.turn()
+    with pytest.raises(ClosedResourceError, match="the engine was closed"):
+        box.post_first(lambda: got.append("after"))
+    host.turn()
+    assert got == ["closed"]
+
+
 def test_a_letter_that_posts_itself_does_not_hold_the_host() -> None:
     host = ManualHost()
     box = make(host)

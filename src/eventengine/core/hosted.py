@@ -173,7 +173,7 @@ class HostedEventEngine(EventEngine):
                 self._shut_down()
             else:
                 try:
-                    loop.post(self._shut_down)
+                    loop.post_first(self._shut_down)  # at the next turn, however many letters wait
                 except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
                     self._shut_down()
         if self._thread is not None and not loop.is_here():

@@ -57,6 +57,7 @@ class Loop:
         "listeners",
         "poller",
         "post",
+        "post_first",
         "run_callback",
         "thread",
         "timers",
@@ -76,6 +77,7 @@ class Loop:
         self.is_forked = False
         self._mailbox = Mailbox(host, self._on_wake)
         self.post: Callable[[Callable[[], object]], None] = self._mailbox.post
+        self.post_first = self._mailbox.post_first
         self.timers = Timers(self)
         self.callbacks: Callbacks = (
             Callbacks(host, own_thread=own_thread)

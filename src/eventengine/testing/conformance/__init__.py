@@ -1,0 +1,31 @@
+"""What any engine must do: tests for pytest, to be run against an engine of yours with one fixture to fill in.
+
+    # test_my_engine.py
+    import pytest
+    from eventengine.testing.conformance import *
+
+    @pytest.fixture
+    def make_engine():
+        return MyEventEngine.in_thread
+
+`make_engine` gives a function without arguments that makes an engine which runs, as a rule in a thread. Each test
+closes the engines that it made. What the fixture itself has to take down, a loop that it lent to the engine, say, goes
+after a `yield`. Give the fixture `params` to run all tests on several engines.
+
+The engine must implement `EventEngine` and count its memory on the `ResourceQuota` that it is given; nothing else is
+asked of it. The peers of its connections are plain blocking sockets (`eventengine.testing.oracle`).
+"""
+
+try:
+    import pytest
+except ImportError as error:
+    raise ImportError(
+        "the conformance suite runs in pytest, which is not installed; pip install pytest"
+    ) from error
+
+_MODULES = ("tasks",)
+
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("fixtures", *_MODULES)))
+
+from eventengine.testing.conformance.fixtures import *
+from eventengine.testing.conformance.tasks import *

@@ -1,0 +1,89 @@
+"""The fixtures of the conformance suite. `make_engine` is not among them: it is what who runs the suite fills in.
+
+They are set up in this order, and taken down in the reverse one: `nothing_is_left`, `quota`, `ledger`, `make_engine`,
+`engine`, and what uses that. So the ledger and the quota are looked at when the engine and its loop have ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from eventengine.engine import EventEngine
+from eventengine.quota import ResourceQuota
+from eventengine.testing.application import Application, Ledger
+from eventengine.testing.oracle import TIMEOUT
+
+__all__ = ["anywhere", "app", "engine", "ledger", "nothing_is_left", "quota"]
+
+_DESCRIPTORS = Path("/dev/fd")
+
+
+def _open_descriptors() -> list[str]:
+    """What each open descriptor is, as far as the system tells."""
+    found: list[str] = []
+    for name in os.listdir(_DESCRIPTORS) if _DESCRIPTORS.exists() else ():
+        with contextlib.suppress(OSError):  # the one that listed the folder
+            found.append(re.sub(r"\[\d+\]", "", os.readlink(_DESCRIPTORS / name)))
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """When a test and its engine have ended, there are the descriptors and threads that there were before."""
+    threads = set(threading.enumerate())
+    descriptors = _open_descriptors()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), f"the thread {thread.name!r} has not ended"
+    if _open_descriptors() != descriptors:
+        gc.collect()
+    assert _open_descriptors() == descriptors
+
+
+@pytest.fixture
+def quota() -> Iterator[ResourceQuota]:
+    """What the engine's memory is counted on, without a limit. In the end everything must have been given back."""
+    quota = ResourceQuota("conformance")
+    yield quota
+    if quota.memory.used:
+        gc.collect()
+    assert quota.memory.used == 0
+    assert quota.connections.used == 0
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Knows the callbacks; in the end each must have been called as often as it was to be."""
+    ledger = Ledger()
+    yield ledger
+    ledger.check()
+
+
+@pytest.fixture
+def engine(quota: ResourceQuota, ledger: Ledger, make_engine: Callable[[], EventEngine]) -> Iterator[EventEngine]:
+    """The engine that is tested."""
+    with make_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def app(engine: EventEngine, quota: ResourceQuota, ledger: Ledger) -> Application:
+    """Calls the engine from the thread of the test."""
+    return Application(engine, quota, ledger)
+
+
+@pytest.fixture(params=["from a thread", "from a callback"])
+def anywhere(
+    request: pytest.FixtureRequest, engine: EventEngine, quota: ResourceQuota, ledger: Ledger
+) -> Application:
+    """Calls the engine from the thread of the test, and from its own callbacks."""
+    return Application(engine, quota, ledger, on_loop=request.param == "from a callback")
