@@ -17,8 +17,9 @@ class ManualHost(Host):
         self.watched: dict[int, int] = {}
         self.logged: list[BaseException] = []
 
-    def time(self) -> float:
-        return self.now
+    @property
+    def time(self) -> Callable[[], float]:
+        return lambda: self.now
 
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
         handle = object()

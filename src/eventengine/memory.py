@@ -45,6 +45,7 @@ __all__ = [
     "MemoryQuota",
     "MemoryRequest",
     "Reservation",
+    "check_quota_size",
     "parse_size",
 ]
 
@@ -74,6 +75,14 @@ def parse_size(size: int | str) -> int:
     if not 1 <= size <= UNLIMITED:
         raise ValueError(f"a size of {size} bytes is out of range; it must be at least 1")
     return size
+
+
+def check_quota_size(size: int | str) -> int:
+    """As `parse_size`, for a quota: one that has no room for the smallest block would have reads wait for ever."""
+    parsed = parse_size(size)
+    if parsed < SMALLEST_BLOCK:
+        raise ValueError(f"a quota of {parsed} bytes has no room for a single read; give {SMALLEST_BLOCK} or more")
+    return parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,7 @@ class MemoryQuota:
         A smaller one frees the pools and takes nothing away that is in use: reads wait until enough was given back.
         Raises ValueError or TypeError for what is not a size.
         """
-        new = parse_size(size)
+        new = check_quota_size(size)
         with self._lock:
             self._size = new
             self._fold()
@@ -241,8 +250,9 @@ class MemoryQuota:
     # What follows is called with the lock held.
 
     def _new_block(self, size: int) -> Block:
+        block = Block(size, self, self._pools.get(size))  # first, for it may fail
         self._count(size)
-        return Block(size, self, self._pools.get(size))
+        return block
 
     def _fold(self) -> None:
         while self._given:
@@ -271,7 +281,10 @@ class MemoryQuota:
         if amount > 0:
             for pool in reversed(self._pools.values()):
                 while pool and amount > 0:
-                    amount -= len(pool.pop())  # it dies here, and leaves its charge in _given
+                    try:
+                        amount -= len(pool.pop())  # it dies here, and leaves its charge in _given
+                    except IndexError:  # another thread took the last one
+                        break
             self._fold()
 
 

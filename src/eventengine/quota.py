@@ -2,8 +2,9 @@
 
 What memory is, and when a read waits, stands in `memory`; this file adds the two plain counters.
 
-The counters change under a lock of their own, which is held for a few instructions and never while anything else is
-called. Listeners that found no connection left wait in line: who gives one back wakes the first.
+The counters change under a lock of their own. Giving back takes no lock, for what is collected gives back in whatever
+code the collection interrupts, the holder of the lock included: it is queued, and counted by who looks next, as in
+`memory`. Listeners that found no connection left wait in line: who gives one back wakes the first.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, parse_size
+from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, check_quota_size
 from eventengine.status import Status, StatusCode, StatusError
 
 __all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]
@@ -24,12 +25,13 @@ __all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]
 class _Counter:
     """So many of something may be out at a time. Any method may be called from any thread."""
 
-    __slots__ = ("__weakref__", "_lock", "_size", "_used")
+    __slots__ = ("__weakref__", "_given", "_lock", "_size", "_used")
 
     def __init__(self, size: int | None) -> None:
         self._lock = threading.Lock()
         self._size = size
         self._used = 0
+        self._given: deque[int] = deque()
         _counters.add(self)
 
     @property
@@ -40,18 +42,24 @@ class _Counter:
     @property
     def used(self) -> int:
         """How many are out now."""
-        return self._used
+        with self._lock:
+            return self._count()
 
     def _take(self, n: int) -> bool:
         with self._lock:
-            if self._size is not None and self._used + n > self._size:
+            if self._size is not None and self._count() + n > self._size:
                 return False
             self._used += n
             return True
 
     def _give(self, n: int) -> None:
-        with self._lock:
-            self._used -= n
+        self._given.append(n)
+
+    def _count(self) -> int:
+        """With the lock held."""
+        while self._given:
+            self._used -= self._given.popleft()
+        return self._used
 
 
 class ConnectionQuota(_Counter):
@@ -105,7 +113,7 @@ class ThreadQuota(_Counter):
             raise StatusError(
                 Status(
                     StatusCode.RESOURCE_EXHAUSTED,
-                    f"{n} threads were asked for; {self._used} of the quota's {self._size} are in use",
+                    f"{n} threads were asked for; {self.used} of the quota's {self._size} are in use",
                 )
             )
 
@@ -151,7 +159,7 @@ class ResourceQuota:
         connections: int | None = None,
     ) -> None:
         self._name = name
-        self._memory = MemoryQuota(UNLIMITED if memory is None else parse_size(memory))
+        self._memory = MemoryQuota(UNLIMITED if memory is None else check_quota_size(memory))
         self._threads = ThreadQuota(_check_limit("threads", threads))
         self._connections = ConnectionQuota(_check_limit("connections", connections))
 

@@ -8,7 +8,9 @@ Rules:
    refers to the block, it goes to the pool it came from, to be filled again. If anything does, a memoryview above
    all, the block is left to whoever holds it and gives its charge back when that is gone. So a view that was handed
    out never shows the bytes of another read.
-4. Rule 3 asks CPython's reference count, which is exact only under the GIL; without one, nothing is pooled.
+4. A garbage collection calls the `__del__` of all that it found, in any order: of a slice in a cycle and of its block.
+   Such a slice pools nothing, or the block would live on, its charge given back already.
+5. Rule 3 asks CPython's reference count, which is exact only under the GIL; without one, nothing is pooled.
    `Slice.__del__` and `Block.__del__` run in any thread, also inside a garbage collection that interrupts the
    quota's own code: they take no lock.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable
+from gc import is_finalized as _is_finalized
 from typing import TYPE_CHECKING, Protocol, SupportsIndex
 
 from eventengine.status import EmptyBufferError
@@ -54,12 +57,16 @@ class Block(bytearray):
     __slots__ = ("owner", "pool")
 
     def __init__(self, size: int, owner: BlockOwner, pool: Pool | None) -> None:
-        super().__init__(size)
-        self.owner = owner
+        self.owner = owner  # first, for `__del__` runs also when there is no memory
         self.pool = pool
+        super().__init__(size)
 
     def __del__(self) -> None:
+        self.pool = None  # who finds it again, in a cycle, must not pool what is no longer charged
         self.owner.give(len(self))
+
+    def __repr__(self) -> str:
+        return f"<Block of {len(self)} bytes>"  # and not all of them
 
 
 class Slice:
@@ -104,6 +111,7 @@ class Slice:
             and (pool := storage.pool) is not None
             and len(pool) < pool.limit
             and _references(storage) == _ONLY_OURS
+            and not _is_finalized(self)  # in a cycle, where the collector calls the block's `__del__` too
         ):
             pool.append(storage)
             if (owner := storage.owner).waiters:

@@ -32,8 +32,9 @@ class AsyncioHost(Host):
         # uvloop's clock is cut to whole milliseconds.
         self.clock_lag = 0.001 if type(loop).__module__.partition(".")[0] == "uvloop" else 0.0
 
-    def time(self) -> float:
-        return self._loop.time()
+    @property
+    def time(self) -> Callable[[], float]:
+        return self._loop.time
 
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
         return self._loop.call_later(delay, function)
@@ -68,11 +69,7 @@ class AsyncioHost(Host):
 
     def log_exception(self, message: str, error: BaseException) -> None:
         context = {"message": message, "exception": error}
-        try:
-            here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            here = not self._loop.is_running()
-        if here:
+        if self.is_here() or not self._loop.is_running():
             self._loop.call_exception_handler(context)
         else:
             with contextlib.suppress(RuntimeError):  # closed: there is nobody left to handle it
@@ -81,6 +78,12 @@ class AsyncioHost(Host):
     @property
     def is_running(self) -> bool:
         return self._loop.is_running()
+
+    def is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # none runs here
+            return False
 
     @property
     def is_closed(self) -> bool:

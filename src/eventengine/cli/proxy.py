@@ -300,10 +300,10 @@ class Proxy:
 
     def close(self) -> None:
         """Stops accepting, closes every relay, and returns when all have ended. Not for the loop's own thread."""
-        self.resolver.close()
         if self._listener is not None:
             self._listener.close()
             self._stopped.wait()
+        self.resolver.close()
 
     def on_relay_end(self, relay: Relay) -> None:
         self._relays.discard(relay)

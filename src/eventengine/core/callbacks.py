@@ -5,18 +5,21 @@ Rules:
 1. What a callback raises is logged with the host's logging and counted, and ends nothing else. Only KeyboardInterrupt
    and SystemExit go on to the host when the loop is the user's: they are how a program is ended. On a thread of the
    engine's own, or of a pool, there is nobody to end, so they are logged too.
-2. A pool that was shut down under us does not lose callbacks: they then run on the loop's thread, and each is logged.
+2. A pool that was shut down under us, or can start no thread, loses no callback: they then run on the loop's thread,
+   and each is logged. Nor does one run twice: who takes it out of its `letter` runs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from typing import TypeVarTuple
 
 from eventengine.core.host import Host
+from eventengine.status import ClosedResourceError
 
 __all__ = ["Callbacks", "PoolCallbacks"]
 
@@ -54,7 +57,11 @@ class Callbacks:
             raise error
         with self._lock:
             self._errors += 1
-        self._host.log_exception(f"a callback of an event engine raised: {function!r}", error)
+        try:
+            name = repr(function)
+        except Exception:
+            name = object.__repr__(function)
+        self._host.log_exception(f"a callback of an event engine raised: {name}", error)
 
     def runs_here(self, on_loop: bool) -> bool:
         """Whether the calling thread, which is the loop's or not, is one that callbacks run on."""
@@ -74,16 +81,32 @@ class PoolCallbacks(Callbacks):
         self._here = threading.local()
 
     def run(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+        letter: list[Callable[[], object]] = [partial(function, *args)]  # who takes it out runs it
         try:
-            self._executor.submit(partial(self._run_here, function, *args))
-        except RuntimeError as error:  # what submit raises after shutdown
+            self._executor.submit(self._run_here, letter).add_done_callback(partial(self._not_lost, letter))
+        except RuntimeError as error:  # after shutdown; and, with the work queued already, for want of a thread
             self.failed(function, error)
-            super().run(function, *args)
+            if letter:
+                with contextlib.suppress(IndexError):
+                    super().run(letter.pop())
 
-    def _run_here(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+    def _not_lost(self, letter: list[Callable[[], object]], future: Future[None]) -> None:
+        """A pool that is shut down with `cancel_futures` drops what waits: rule 2."""
+        if future.cancelled():
+            lost = partial(self.run, letter.pop())  # to a pool that refuses it, and so on the loop
+            try:
+                self._host.wake(lost)
+            except ClosedResourceError:
+                lost()
+
+    def _run_here(self, letter: list[Callable[[], object]]) -> None:
+        try:
+            function = letter.pop()
+        except IndexError:
+            return
         self._here.runs = True
         try:
-            function(*args)
+            function()
         except BaseException as error:
             self.failed(function, error)
         finally:

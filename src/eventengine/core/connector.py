@@ -29,7 +29,7 @@ from eventengine.core.host import WRITE
 from eventengine.core.sockets import make_socket
 from eventengine.engine import ConnectionHandle, Endpoint, TaskHandle
 from eventengine.memory import MemoryAllocator
-from eventengine.status import Status, StatusCode
+from eventengine.status import ClosedResourceError, Status, StatusCode
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
@@ -67,8 +67,8 @@ class Connector:
         try:
             self._loop.post(attempt.start)
         except BaseException:
-            self._attempts.pop(handle, None)
-            raise
+            if self.claim(handle) is not None:
+                raise  # else the engine's close has it, and reports
         return handle
 
     def claim(self, handle: ConnectionHandle) -> Attempt | None:
@@ -80,7 +80,10 @@ class Connector:
         attempt = self.claim(handle)
         if attempt is None:
             return False
-        self._loop.run_here(attempt.drop)
+        try:
+            self._loop.run_here(attempt.drop)
+        except ClosedResourceError:  # nobody else will do it
+            attempt.drop()
         return True
 
     def cancel_all(self) -> None:
@@ -101,6 +104,7 @@ class Attempt:
         "_dropped",
         "_handle",
         "_loop",
+        "_retry",
         "_sock",
         "_timer",
         "deadline",
@@ -126,6 +130,7 @@ class Attempt:
         self._allocator = memory_allocator
         self._sock: socket.socket | None = None
         self._timer: TaskHandle | None = None
+        self._retry: TaskHandle | None = None
         self._dropped = False
         self.deadline = 0.0
 
@@ -140,6 +145,9 @@ class Attempt:
         except Exception as error:
             self._loop.callbacks.failed(self._config.socket_hook, error)
             self._fail(Status(StatusCode.INTERNAL, f"the socket hook raised {error!r}"))
+            return
+        if self._dropped:  # by the socket hook
+            self._sock.close()
             return
         left = max(self.deadline - self._loop.host.time(), 0.0)
         self._timer = self._loop.timers.schedule_own(left, self._time_out)
@@ -157,7 +165,7 @@ class Attempt:
         if number in (0, errno.EISCONN):
             self.on_ready(WRITE)
         elif number == errno.EAGAIN and self._address.family == socket.AF_UNIX:
-            self._loop.timers.schedule_own(UNIX_RETRY, self._connect)
+            self._retry = self._loop.timers.schedule_own(UNIX_RETRY, self._connect)
         elif number in (errno.EINPROGRESS, errno.EAGAIN, errno.EINTR):
             self._loop.poller.arm(sock.fileno(), WRITE, self)
         else:
@@ -189,7 +197,7 @@ class Attempt:
         if self._connector.claim(self._handle) is None:
             return  # cancelled from another thread, and `drop` is on its way
         self._sock = None
-        self._cancel_timer()
+        self._cancel_timers()
         self._loop.poller.disarm(sock.fileno(), WRITE)
         self._loop.poller.busy.pop(sock.fileno(), None)
         try:
@@ -215,16 +223,17 @@ class Attempt:
     def drop(self) -> None:
         """Ends the attempt without a report."""
         self._dropped = True
-        self._cancel_timer()
+        self._cancel_timers()
         sock, self._sock = self._sock, None
         if sock is not None:
             self._loop.poller.forget(sock.fileno())
             sock.close()
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._loop.timers.cancel(self._timer)
-            self._timer = None
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                self._loop.timers.cancel(timer)
+        self._timer = self._retry = None
 
     def _report(self, result: Endpoint | Status) -> None:
         self._loop.run_callback(self.on_connect, result)

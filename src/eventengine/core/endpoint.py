@@ -104,7 +104,11 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
             return
         try:
             self._loop.post(partial(_close_socket, self._loop, self._sock, self._on_closed))
-        except (ClosedResourceError, ForkedProcessError):
+        except ClosedResourceError:
+            self._sock.close()
+            if self._on_closed is not None:
+                self._on_closed()
+        except ForkedProcessError:
             self._sock.close()
         warnings.warn(
             f"an endpoint to {self.peer_address} was never closed", ResourceWarning, stacklevel=1, source=self

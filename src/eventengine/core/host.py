@@ -4,9 +4,9 @@ A bridge translates and decides nothing: what every engine must do alike stands 
 
 Rules for who implements one:
 
-1. Only `time`, `wake`, `is_running` and `is_closed` are called from any thread, and `wake` also from within a garbage
-   collection: it must not take a lock that the same thread may hold. All else is called on the loop's thread, or
-   while the loop does not run.
+1. Only `time`, `wake`, `is_running`, `is_here` and `is_closed` are called from any thread, and `wake` also from
+   within a garbage collection: it must not take a lock that the same thread may hold. All else is called on the
+   loop's thread, or while the loop does not run.
 2. The functions that the core passes in do not raise, except for what ends a program (KeyboardInterrupt,
    SystemExit), which is the host's to handle as it always does.
 3. Nothing stays behind: after `cancel` and `unwatch` the loop is as it was.
@@ -52,9 +52,10 @@ class Host(ABC):
     clock_lag: float = 0.0
     """Seconds by which `time` may be behind the true time, for a clock that is coarse or cached."""
 
+    @property
     @abstractmethod
-    def time(self) -> float:
-        """Seconds on the loop's own clock. Any thread."""
+    def time(self) -> Callable[[], float]:
+        """The loop's own clock: the function that says what time it is, in seconds. Any thread."""
 
     @abstractmethod
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
@@ -99,6 +100,13 @@ class Host(ABC):
     @abstractmethod
     def is_running(self) -> bool:
         """Whether the loop runs now, in any thread. Any thread."""
+
+    def is_here(self) -> bool:
+        """Whether the calling thread runs the loop now; False also where there is no telling. Any thread.
+
+        It is asked until the engine's first turn, which tells.
+        """
+        return False
 
     @property
     @abstractmethod

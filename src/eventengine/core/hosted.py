@@ -1,6 +1,6 @@
 """`HostedEventEngine`: the interface over any `Host`. It checks arguments, and wires the other files of `core`.
 
-Closing, in this order: no call is taken any more (`_closed`); then, on the loop's thread, connects, lookups,
+Closing, in this order: no call is taken any more (`Loop.is_open`); then, on the loop's thread, connects, lookups,
 listeners and endpoints are ended, timers dropped, the mailbox emptied (with the closures of `run` that wait, and each
 CANCELLED), the poller taken off the host, and a thread of the engine's own ended. `_open` is a token: who deletes it
 closes, once.
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
+from math import inf
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
@@ -52,7 +53,7 @@ class HostedEventEngine(EventEngine):
         thread: The thread that runs the loop, if it is the engine's own to end.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_connector", "_lookups", "_loop", "_open", "_thread")
+    __slots__ = ("__weakref__", "_connector", "_lookups", "_loop", "_open", "_schedule", "_thread")
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class HostedEventEngine(EventEngine):
             own_thread=thread is not None,
         )
         self._loop = loop
+        self._schedule = loop.timers.schedule
         self._connector = Connector(loop)
         self._lookups = LookupPool()
         self._thread = thread
-        self._closed = False
         self._open = None
         if thread is not None:
             thread.start()
@@ -93,15 +94,21 @@ class HostedEventEngine(EventEngine):
         return self._loop.callbacks.errors
 
     def run(self, closure: Callable[[], object]) -> None:
-        _check_callable("closure", closure)
-        self._check_open()
-        self._loop.post(partial(self._loop.run_callback, closure))
+        if not callable(closure):
+            raise _not_callable("closure", closure)
+        loop = self._loop
+        if not loop.is_open:
+            raise self._why_closed()
+        loop.post(partial(loop.run_callback, closure))
 
     def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
-        _check_callable("closure", closure)
-        check_seconds("delay", delay)
-        self._check_open()
-        return self._loop.timers.schedule(delay, closure)
+        if not callable(closure):
+            raise _not_callable("closure", closure)
+        if type(delay) is not float or not 0.0 <= delay < inf:
+            check_seconds("delay", delay)
+        if not self._loop.is_open:
+            raise self._why_closed()
+        return self._schedule(delay, closure)
 
     def cancel(self, handle: TaskHandle) -> bool:
         self._check_not_forked()
@@ -143,7 +150,8 @@ class HostedEventEngine(EventEngine):
                 f"{type(memory_allocator_factory).__name__} has not"
             )
         self._check_open()
-        return SocketListener(Acceptor(self._loop, on_accept, on_shutdown, config, memory_allocator_factory))
+        acceptor = Acceptor(self._loop, on_accept, on_shutdown, config, memory_allocator_factory)
+        return SocketListener(acceptor, self)
 
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
         self._check_open()
@@ -166,8 +174,10 @@ class HostedEventEngine(EventEngine):
             del self._open
         except AttributeError:
             self._check_not_forked()
+            if self._thread is None and loop.host.is_closed:  # the loop may have ended before our letter came
+                self._shut_down()
         else:
-            self._closed = True
+            loop.is_open = False
             host = loop.host
             if loop.is_here() or (self._thread is None and not host.is_running):
                 self._shut_down()
@@ -194,13 +204,17 @@ class HostedEventEngine(EventEngine):
         _shut_down(self._loop, self._connector, self._lookups, self._thread)
 
     def _check_open(self) -> None:
-        self._check_not_forked()
-        if self._closed:
-            raise ClosedResourceError("the engine was closed")
+        if not self._loop.is_open:
+            raise self._why_closed()
 
     def _check_not_forked(self) -> None:
         if self._loop.is_forked:
-            raise ForkedProcessError("this engine was made before the fork; make a new one in the child process")
+            raise self._why_closed()
+
+    def _why_closed(self) -> ClosedResourceError | ForkedProcessError:
+        if self._loop.is_forked:
+            return ForkedProcessError("this engine was made before the fork; make a new one in the child process")
+        return ClosedResourceError("the engine was closed")
 
 
 def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: LoopThread | None) -> None:
@@ -214,7 +228,11 @@ def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: Lo
 
 def _check_callable(name: str, value: object) -> None:
     if not callable(value):
-        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+        raise _not_callable(name, value)
+
+
+def _not_callable(name: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be callable, not {type(value).__name__}")
 
 
 def _check_type(name: str, value: object, wanted: type) -> None:

@@ -41,11 +41,10 @@ class Kqueue:
             for bit, which in ((_EPOLLIN, _select.KQ_FILTER_READ), (_EPOLLOUT, _select.KQ_FILTER_WRITE))
             if (mask ^ have) & bit
         ]
+        self._masks.pop(fd, None)  # first, for the system may refuse, and the number may be another's next time
         self._queue.control(changes, 0)
         if mask:
             self._masks[fd] = mask
-        else:
-            self._masks.pop(fd, None)
 
     def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
         events = self._queue.control(None, limit, None if timeout < 0 else timeout)

@@ -33,7 +33,7 @@ from eventengine.config import EndpointConfig
 from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.host import READ
 from eventengine.core.sockets import OPTIONS_ARE_INHERITED, UnixFile, bind_and_listen, set_options
-from eventengine.engine import Endpoint, Listener
+from eventengine.engine import Endpoint, EventEngine, Listener, TaskHandle
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.quota import ConnectionQuota, ResourceQuota
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
@@ -86,6 +86,7 @@ class Acceptor:
         "_loop",
         "_on_accept",
         "_on_shutdown",
+        "_pause_timer",
         "_paused",
         "_places",
         "_port",
@@ -117,11 +118,13 @@ class Acceptor:
         self._sockets: list[_ListeningSocket] = []
         self._port = 0
         self._started = self._closed = self._paused = False
+        self._pause_timer: TaskHandle | None = None
         self._running = 0
         loop.listeners.add(self)
 
     def bind(self, address: ResolvedAddress) -> int:
         """See `Listener.bind`. Any thread."""
+        self._check_not_forked()
         with self._lock:
             self._check_open()
             if self._started:
@@ -164,6 +167,7 @@ class Acceptor:
 
     def start(self) -> None:
         """See `Listener.start`. Any thread."""
+        self._check_not_forked()
         with self._lock:
             self._check_open()
             if self._started:
@@ -177,6 +181,10 @@ class Acceptor:
 
     def close(self) -> None:
         """See `Listener.close`. Any thread."""
+        if self._loop.is_forked:  # `_lock` may be held by a thread that is not here
+            for listening in self._sockets:
+                listening.sock.close()
+            self._check_not_forked()
         with self._lock:
             if self._closed:
                 return
@@ -185,10 +193,6 @@ class Acceptor:
             self._loop.run_here(self._close_sockets)
         except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
             self._close_sockets()
-        except ForkedProcessError:
-            for listening in self._sockets:
-                listening.sock.close()
-            raise
 
     def close_later(self) -> None:
         """Closes by a letter, without a lock: the listener was collected, in whatever thread."""
@@ -198,6 +202,10 @@ class Acceptor:
     @property
     def is_closed(self) -> bool:
         return self._closed
+
+    def _check_not_forked(self) -> None:
+        if self._loop.is_forked:
+            raise ForkedProcessError("this listener was made before the fork; make a new one in the child process")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -217,12 +225,15 @@ class Acceptor:
             for listening in self._sockets:
                 self._loop.poller.forget(listening.fd)
             if seconds:
-                self._loop.timers.schedule_own(seconds, self._resume)
+                self._pause_timer = self._loop.timers.schedule_own(seconds, self._resume)
 
     def _resume(self) -> None:
         if self._paused and not self._closed:
             self._paused = False
             self._watch()
+            # Nobody may be waiting for us: then what `accept_from` does not need goes to the next in line.
+            for listening in self._sockets:
+                self.accept_from(listening)
         elif self._places is not None:
             self._places.wake_one()  # it was another's turn
 
@@ -257,6 +268,8 @@ class Acceptor:
                     set_options(sock, self._config)
                 allocator = self._factory.create_memory_allocator("connection")
                 for_application = self._factory.create_memory_allocator("application")
+                if self._closed:  # by the hook or the factory, just now
+                    raise ConnectionAbortedError
                 on_closed = None if self._places is None else self._places.give
                 endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, allocator.memory, on_closed)
             except BaseException as error:
@@ -295,17 +308,22 @@ class Acceptor:
         with self._lock:
             self._sockets = []
             last = not self._running
-        if self._paused and self._places is not None:
+        if self._pause_timer is not None:
+            self._loop.timers.cancel(self._pause_timer)
+        if self._places is not None:
             self._places.cancel_wait(self._on_place)
         if last:
             self._loop.post_callback(self._on_shutdown, Status.OK)
 
 
 class SocketListener(Listener):
-    __slots__ = ("_acceptor",)
+    """Holds its engine, too: who keeps a listener alone expects it to go on."""
 
-    def __init__(self, acceptor: Acceptor) -> None:
+    __slots__ = ("_acceptor", "_engine")
+
+    def __init__(self, acceptor: Acceptor, engine: EventEngine) -> None:
         self._acceptor = acceptor
+        self._engine: EventEngine | None = engine
 
     def bind(self, address: ResolvedAddress) -> int:
         if not isinstance(address, ResolvedAddress):
@@ -319,6 +337,7 @@ class SocketListener(Listener):
 
     def close(self) -> None:
         self._acceptor.close()
+        self._engine = None
 
     def __del__(self) -> None:
         if getattr(self, "_acceptor", None) is None or self._acceptor.is_closed:

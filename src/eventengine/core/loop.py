@@ -3,13 +3,15 @@
 Rules:
 
 1. The host calls in at three places: the poller's events, the earliest timer, the mailbox. Each is a *turn*, between
-   `begin` and `end`; the thread that takes turns is the loop's thread. It is learned there, for a loop may be made
-   in one thread and run in another; until then, and for every other thread, calls go by the mailbox.
+   `begin` and `end`; the thread that takes turns is the loop's thread. It is learned there, or asked of the host, for
+   a loop may be made in one thread and run in another; until then, and for every other thread, calls go by the
+   mailbox. A loop that has had a turn must stay in its thread.
 2. What a turn completes at once has a budget. When it is spent, reads wait for the poller and finished writes report
    in the next turn, so that an application which loops on True does not keep the host from its own work. Calls made
    outside a turn, in the host's own callbacks, spend from the same budget, which the next turn renews.
-3. What is open is in `endpoints` (weakly, see `poller`) and `listeners`, so that closing the engine finds it.
-4. In a forked child nothing here works but to say so: `is_here` is False for every thread there, and `post` raises.
+3. `is_open` ends when the engine is closed or its process was forked: the one thing that each call looks at.
+4. What is open is in `endpoints` (weakly, see `poller`) and `listeners`, so that closing the engine finds it.
+5. In a forked child nothing here works but to say so: `is_here` is False for every thread there, and `post` raises.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Loop:
         "endpoints",
         "host",
         "is_forked",
+        "is_open",
         "listeners",
         "poller",
         "post",
@@ -74,6 +77,7 @@ class Loop:
         self.host = host
         self.thread = -1
         self.budget = BUDGET
+        self.is_open = True
         self.is_forked = False
         self._mailbox = Mailbox(host, self._on_wake)
         self.post: Callable[[Callable[[], object]], None] = self._mailbox.post
@@ -94,6 +98,8 @@ class Loop:
 
     def is_here(self) -> bool:
         """Whether the calling thread is the loop's. Any thread."""
+        if self.thread == -1 and not self.is_forked and self.host.is_here():
+            self.thread = _get_ident()
         return _get_ident() == self.thread
 
     def begin(self) -> None:
@@ -116,8 +122,9 @@ class Loop:
 
     def _on_wake(self) -> None:
         if not self.is_forked:
-            self.begin()
-            self.end()
+            self.thread = _get_ident()
+            self.budget = BUDGET
+            self._mailbox.drain()
 
     def run_here(self, function: Callable[[], object]) -> None:
         """Calls `function` on the loop's thread: at once there, else by the mailbox. Any thread."""
@@ -137,20 +144,26 @@ class Loop:
     def close(self, cancel: Iterable[Callable[[], object]]) -> None:
         """Ends everything, on the loop's thread or while the loop does not run; `cancel` ends what others know of."""
         self.thread = _get_ident()
+        cancel = list(cancel)
         with contextlib.ExitStack() as last_to_first:
             last_to_first.callback(self.poller.close)
-            last_to_first.callback(self._mailbox.close)
             last_to_first.callback(self.timers.close)
-            for end in cancel:
-                end()
-            for acceptor in list(self.listeners):
-                acceptor.close()
-            for reference in list(self.endpoints.values()):
-                endpoint = reference()
-                if endpoint is not None:
-                    endpoint.close()
+            last_to_first.callback(self._end_all, cancel)  # what other threads' letters have begun meanwhile
+            last_to_first.callback(self._mailbox.close)
+            self._end_all(cancel)
+
+    def _end_all(self, cancel: Iterable[Callable[[], object]]) -> None:
+        for end in cancel:
+            end()
+        for acceptor in list(self.listeners):
+            acceptor.close()
+        for reference in list(self.endpoints.values()):
+            endpoint = reference()
+            if endpoint is not None:
+                endpoint.close()
 
     def _abandon(self) -> None:
+        self.is_open = False
         self.is_forked = True
         self.thread = -1
         self._mailbox.abandon()

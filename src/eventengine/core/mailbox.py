@@ -47,11 +47,9 @@ class Mailbox:
 
         Raises ClosedResourceError after `close` and when the host's loop was closed, ForkedProcessError in a child.
         """
-        if self._forked:
-            raise ForkedProcessError("this engine was made before the fork; make a new one in the child process")
         self._queue.append(letter)
         if self._closed:
-            self._take_back(letter, ClosedResourceError("the engine was closed"))
+            self._take_back(letter, self._why_closed())
         elif not self._woken:
             self._woken = True
             try:
@@ -96,15 +94,20 @@ class Mailbox:
         while self._queue:
             try:
                 self._queue.popleft()()
-            except (KeyboardInterrupt, SystemExit) as error:
+            except BaseException as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
     def abandon(self) -> None:
         """In a child process: the thread that would drain is not there."""
-        self._forked = True
+        self._closed = self._forked = True
         self._queue.clear()
+
+    def _why_closed(self) -> ClosedResourceError | ForkedProcessError:
+        if self._forked:
+            return ForkedProcessError("this engine was made before the fork; make a new one in the child process")
+        return ClosedResourceError("the engine was closed")
 
     def _take_back(self, letter: Callable[[], object], error: Exception) -> None:
         try:

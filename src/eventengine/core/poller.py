@@ -18,6 +18,7 @@ Rules, for both kinds; all of it is the loop's thread's:
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 from abc import ABC, abstractmethod
 from functools import partial
@@ -45,7 +46,8 @@ class Owner(Protocol):
         """READ, WRITE or both may be possible now."""
 
     def on_unwatchable(self, error: OSError) -> None:
-        """The system refused to watch the descriptor. Not called from within `arm`."""
+        """The descriptor is not watched any more: the system refused, or the engine failed. What waits for it fails.
+        Not called from within `arm`."""
 
 
 class Poller(ABC):
@@ -90,7 +92,11 @@ class Poller(ABC):
     def _failed(self, fd: int, owner: Owner, error: BaseException) -> None:
         """An interrupt from a callback; or a fault of ours, which must not end the loop."""
         if not isinstance(error, KeyboardInterrupt | SystemExit):
-            self.forget(fd)
+            if self.busy.get(fd) is owner:
+                self.forget(fd)
+            self._loop.post(
+                partial(owner.on_unwatchable, OSError(errno.EIO, f"the engine itself raised {error!r}"))
+            )
         self._loop.callbacks.failed(owner, error)
 
     def _ask(self, fd: int, have: int, events: int) -> None:
@@ -163,9 +169,17 @@ class PrivatePoller(Poller):
         finally:
             loop.end()
 
-    def _on_host_ready(self, _events: int) -> None:
-        if not self._loop.is_forked:
+    def _on_host_ready(self, events: int) -> None:
+        if self._loop.is_forked:
+            return
+        if events != READ | WRITE:
             self.turn(0)
+            return
+        try:
+            self.turn(0)
+        finally:  # rule 6
+            if self.interest and self._host is not None and not self._host.is_closed:
+                self._host.watch(self._epoll.fileno(), READ, self._on_host_ready)
 
     def _change(self, fd: int, have: int, events: int) -> None:
         mask = (_EPOLLIN if events & READ else 0) | (_EPOLLOUT if events & WRITE else 0)

@@ -225,5 +225,5 @@ class ReadingHalf(Endpoint):
             elif not self._waiting:
                 self._loop.poller.arm(self._fd, READ, self)
             self._rest()
-        if not self._waiting:
+        if self._closed or not self._waiting:  # the close does not know that we were woken
             self._memory.wake_next_waiter()

@@ -117,8 +117,6 @@ class SystemResolver(DNSResolver):
         self._refuse(on_resolve, name, "TXT")
 
     def close(self) -> None:
-        if self._closed:
-            return
         self._closed = True
         status = Status(StatusCode.CANCELLED, "the resolver was closed")
         for query in list(self._pending):
@@ -152,7 +150,10 @@ class SystemResolver(DNSResolver):
     def _look_up(self, query: int, on_resolve: Callback[Addresses], name: str, host: str, port: str) -> None:
         """On the loop's thread."""
         if query in self._pending:
-            self._pool.submit(partial(self._look_up_and_answer, query, on_resolve, name, host, port))
+            try:
+                self._pool.submit(partial(self._look_up_and_answer, query, on_resolve, name, host, port))
+            except RuntimeError as error:  # no thread to be had, or the interpreter ends
+                self._answer(query, on_resolve, Status(StatusCode.UNAVAILABLE, f"looking up {name!r}: {error}"))
 
     def _look_up_and_answer(
         self, query: int, on_resolve: Callback[Addresses], name: str, host: str, port: str

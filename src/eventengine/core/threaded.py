@@ -1,15 +1,12 @@
-"""Threads that are an engine's own: `LoopThread`, which runs any loop, and `ThreadHost`, a loop of the standard
-library alone, for the default engine.
+"""Threads that are an engine's own: `LoopThread`, which runs any loop, `Gate`, for what must outlive its users, and
+`ThreadHost`, a loop of the standard library alone, for the default engine.
 
 `ThreadHost` waits in the engine's private poller itself, so that an event costs one system call less than on a
 borrowed loop. Its rules:
 
 1. Its thread alone touches `_timer` and the poller. The others reach it by `wake`: they append first and write to the
    pipe after; the thread empties the pipe first and looks at the queue after.
-2. The pipe is not closed, so that its number cannot become another's, while anybody writes to it. There is no lock,
-   for a garbage collection within `wake` may call another host's `wake`. Who writes first puts a mark in `_writers`,
-   then looks at `_is_closed`; who closes first sets `_is_closed`, then looks for marks. If there are any, the last
-   writer closes the pipe.
+2. The pipe is not closed, so that its number cannot become another's, while anybody writes to it: see `Gate`.
 """
 
 from __future__ import annotations
@@ -21,12 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
 from eventengine.core.host import READ, Host, TurnedPoller
 from eventengine.status import ClosedResourceError
 
-__all__ = ["LoopThread", "ThreadHost"]
+__all__ = ["Gate", "LoopThread", "ThreadHost"]
 
 _log: Final = logging.getLogger("eventengine")
 
@@ -58,12 +56,50 @@ class LoopThread:
             self._thread.join()
 
 
+class Gate:
+    """Keeps something open for as long as anybody uses it, though it was closed meanwhile.
+
+    There is no lock, for a garbage collection within a `wake` may call another one. Who enters puts a mark first and
+    looks at `is_closed` after; who closes sets `is_closed` first and looks for marks after. If there are any, the last
+    one out has `on_closed` called; it may be called twice, and must not mind.
+    """
+
+    __slots__ = ("_inside", "_on_closed", "is_closed")
+
+    def __init__(self, on_closed: Callable[[], object]) -> None:
+        self._inside: list[None] = []
+        self._on_closed = on_closed
+        self.is_closed = False
+
+    def __enter__(self) -> None:
+        """Raises ClosedResourceError after `close`."""
+        self._inside.append(None)
+        if self.is_closed:
+            self._leave()
+            raise ClosedResourceError("the engine's thread has ended")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._inside.pop()
+        if self.is_closed and not self._inside:
+            self._on_closed()
+
+    def close(self) -> None:
+        self.is_closed = True
+        if not self._inside:
+            self._on_closed()
+
+
 class ThreadHost(Host):
     """The loop of the default engine; a `LoopThread` runs `run`."""
 
     __slots__ = (
         "_ends",
-        "_is_closed",
+        "_gate",
         "_mail",
         "_poller",
         "_reader",
@@ -71,15 +107,13 @@ class ThreadHost(Host):
         "_stopping",
         "_timer",
         "_writer",
-        "_writers",
     )
 
     def __init__(self) -> None:
         self._mail: deque[Callable[[], object]] = deque()
         self._reader, self._writer = os.pipe()
         self._ends = [self._reader, self._writer]  # those that are open; popping is atomic
-        self._writers: list[None] = []
-        self._is_closed = False
+        self._gate = Gate(self._close_pipe)
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._poller: TurnedPoller | None = None
@@ -116,12 +150,10 @@ class ThreadHost(Host):
 
     def close(self) -> None:
         """Closes the pipe, after `run` or instead of it."""
-        self._is_closed = True
-        if not self._writers:
-            self._close_pipe()
+        self._gate.close()
 
     def _close_pipe(self) -> None:
-        with contextlib.suppress(IndexError):  # another writer found itself the last, too
+        with contextlib.suppress(IndexError):  # another one found itself the last, too
             while True:
                 os.close(self._ends.pop())
 
@@ -134,13 +166,17 @@ class ThreadHost(Host):
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
         for _ in range(len(self._mail)):
-            self._mail.popleft()()
+            try:
+                self._mail.popleft()()
+            except Exception as error:  # else the poller would forget the pipe, and nobody could wake us again
+                self.log_exception("the event engine itself raised", error)
 
     def on_unwatchable(self, error: OSError) -> None:
         raise error
 
-    def time(self) -> float:
-        return time.monotonic()
+    @property
+    def time(self) -> Callable[[], float]:
+        return time.monotonic
 
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
         # The core has one host timer at a time.
@@ -152,17 +188,10 @@ class ThreadHost(Host):
             self._timer = None
 
     def wake(self, function: Callable[[], object]) -> None:
-        self._writers.append(None)
-        try:
-            if self._is_closed:
-                raise ClosedResourceError("the engine's thread has ended")
+        with self._gate:
             self._mail.append(function)
             with contextlib.suppress(BlockingIOError):  # the pipe is full: it is readable, then
                 os.write(self._writer, b"\0")
-        finally:
-            self._writers.pop()
-            if self._is_closed and not self._writers:
-                self._close_pipe()
 
     def watch(self, fd: int, events: int, on_ready: Callable[[int], object]) -> None:
         raise RuntimeError("the default engine's poller is not watched by its host")
@@ -179,4 +208,4 @@ class ThreadHost(Host):
 
     @property
     def is_closed(self) -> bool:
-        return self._is_closed
+        return self._gate.is_closed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -23,9 +23,8 @@ __all__ = ["TornadoEventEngine", "TornadoHost"]
 class _IOLoop(Protocol):
     """What is used of an IOLoop; Tornado's own annotations leave the callbacks' results open."""
 
-    asyncio_loop: AbstractEventLoop
+    asyncio_loop: asyncio.AbstractEventLoop
 
-    def time(self) -> float: ...
     def call_later(self, delay: float, callback: Callable[[], object]) -> object: ...
     def remove_timeout(self, timeout: object) -> None: ...
     def add_callback(self, callback: Callable[[], object]) -> None: ...
@@ -37,16 +36,22 @@ class _IOLoop(Protocol):
 class TornadoHost(Host):
     """An IOLoop as a host."""
 
-    __slots__ = ("_io_loop", "_watched")
+    __slots__ = ("_io_loop", "_watched", "clock_lag")
 
     def __init__(self, io_loop: IOLoop) -> None:
         if not isinstance(io_loop, BaseAsyncIOLoop):
             raise TypeError(f"io_loop must be a tornado.ioloop.IOLoop, not {type(io_loop).__name__}")
         self._io_loop = cast("_IOLoop", io_loop)
+        loop = self._io_loop.asyncio_loop
+        self.clock_lag = (
+            0.001 if type(loop).__module__.partition(".")[0] == "uvloop" else 0.0
+        )  # whole milliseconds
         self._watched: set[int] = set()
 
-    def time(self) -> float:
-        return self._io_loop.time()
+    @property
+    def time(self) -> Callable[[], float]:
+        # By this clock its timeouts fire. The IOLoop's own `time` is the wall clock's, which jumps.
+        return self._io_loop.asyncio_loop.time
 
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
         return self._io_loop.call_later(delay, function)
@@ -79,6 +84,12 @@ class TornadoHost(Host):
     @property
     def is_running(self) -> bool:
         return self._io_loop.asyncio_loop.is_running()
+
+    def is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._io_loop.asyncio_loop
+        except RuntimeError:  # none runs here
+            return False
 
     @property
     def is_closed(self) -> bool:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from eventengine.bridges.twisted.host import TwistedHost
 from eventengine.core.hosted import HostedEventEngine
-from eventengine.core.threaded import LoopThread
+from eventengine.core.threaded import Gate, LoopThread
 
 __all__ = ["TwistedEventEngine"]
 
@@ -59,26 +59,26 @@ class TwistedEventEngine(HostedEventEngine):
         # Not the epoll reactor: nothing public closes its epoll. With a private poller there are two descriptors to
         # watch, and poll(2) is as good.
         reactor = PollReactor()
-        host = TwistedHost(reactor)
-        thread = LoopThread(partial(_run, reactor, host), reactor.stop, "eventengine-twisted")
+        # What a reactor keeps after its end is the pipe that wakes it.
+        gate = Gate(partial(reactor.waker.connectionLost, Failure(CONNECTION_DONE)))
+        thread = LoopThread(partial(_run, reactor, gate), reactor.stop, "eventengine-twisted")
         try:
-            return cls(host, callback_executor=callback_executor, private_poller=private_poller, _thread=thread)
+            return cls(
+                TwistedHost(reactor, gate),
+                callback_executor=callback_executor,
+                private_poller=private_poller,
+                _thread=thread,
+            )
         except BaseException:
-            _close(reactor, host)
+            gate.close()
             raise
 
 
-def _run(reactor: PollReactor, host: TwistedHost) -> None:
+def _run(reactor: PollReactor, gate: Gate) -> None:
     # A reactor that starts says that its thread is *the* I/O thread of the process; that is not ours to be.
     before = threadable.ioThread
     reactor.callWhenRunning(setattr, threadable, "ioThread", before)
     try:
         reactor.run(installSignalHandlers=False)
     finally:
-        _close(reactor, host)
-
-
-def _close(reactor: PollReactor, host: TwistedHost) -> None:
-    """Frees what a reactor keeps after its end: the pipe that wakes it."""
-    host.close()
-    reactor.waker.connectionLost(Failure(CONNECTION_DONE))
+        gate.close()

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import classImplements  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from eventengine.core.host import READ, WRITE, Host
-from eventengine.status import ClosedResourceError
+from eventengine.core.threaded import Gate
 
 __all__ = ["TwistedHost"]
 
@@ -84,9 +84,10 @@ classImplements(_Descriptor, IReadWriteDescriptor)
 class TwistedHost(Host):
     """A reactor as a host."""
 
-    __slots__ = ("_is_closed", "_reactor", "_watched")
+    __slots__ = ("_gate", "_reactor", "_watched")
 
-    def __init__(self, reactor: object) -> None:
+    def __init__(self, reactor: object, gate: Gate | None = None) -> None:
+        """`gate` is for a reactor of the engine's own, and closed when that has ended."""
         missing = [interface.__name__ for interface in _NEEDED if not interface.providedBy(reactor)]
         if missing:
             raise TypeError(
@@ -95,10 +96,11 @@ class TwistedHost(Host):
             )
         self._reactor = cast("_Reactor", reactor)
         self._watched: dict[int, _Descriptor] = {}
-        self._is_closed = False
+        self._gate = gate
 
-    def time(self) -> float:
-        return self._reactor.seconds()
+    @property
+    def time(self) -> Callable[[], float]:
+        return self._reactor.seconds
 
     def call_later(self, delay: float, function: Callable[[], object]) -> object:
         return self._reactor.callLater(delay, function)
@@ -107,9 +109,11 @@ class TwistedHost(Host):
         cast("_DelayedCall", handle).cancel()
 
     def wake(self, function: Callable[[], object]) -> None:
-        if self._is_closed:
-            raise ClosedResourceError("the reactor has ended with its thread")
-        self._reactor.callFromThread(function)
+        if self._gate is None:
+            self._reactor.callFromThread(function)
+        else:
+            with self._gate:
+                self._reactor.callFromThread(function)
 
     def watch(self, fd: int, events: int, on_ready: Callable[[int], object]) -> None:
         descriptor = self._watched.get(fd)
@@ -147,8 +151,4 @@ class TwistedHost(Host):
 
     @property
     def is_closed(self) -> bool:
-        return self._is_closed
-
-    def close(self) -> None:
-        """The reactor has ended with the thread that was its own."""
-        self._is_closed = True
+        return self._gate is not None and self._gate.is_closed
