@@ -1,8 +1,11 @@
-"""The conformance suite on every engine of the package: `make_engine` is all that there is to fill in."""
+"""The conformance suite on every engine of the package: `make_engine` is all that there is to fill in, and, since
+some of the engines here borrow a loop or a pool, how to make them in a forked child."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 
@@ -12,8 +15,18 @@ from eventengine.testing.conformance import *
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.id)
-def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[[], EventEngine]]:
+def kind(request: pytest.FixtureRequest) -> Kind:
     kind: Kind = request.param
     skip_unless_installed(kind)
+    return kind
+
+
+@pytest.fixture
+def make_engine(kind: Kind) -> Iterator[Callable[[], EventEngine]]:
     with factory(kind) as make:
         yield make
+
+
+@pytest.fixture
+def make_engine_in_child(kind: Kind) -> Callable[[], AbstractContextManager[Callable[[], EventEngine]]]:
+    return partial(factory, kind)

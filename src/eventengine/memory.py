@@ -11,7 +11,7 @@ Rules:
    waiters after. One gift wakes one waiter, who wakes the next when it finds room left.
 4. Pools are the reserve that spares the lock: free lists of blocks of a power of two, whose pop and append are
    atomic. Pooled blocks count in `taken` and `peak`, so the bound includes them, but not in `used`. As soon as more
-   than 0.8 of the quota is taken (`_tight`), every request goes the slow way, which empties the pools before it
+   than 0.8 of the quota is taken (`is_tight`), every request goes the slow way, which empties the pools before it
    would exceed the size.
 5. A connection that is idle has no reserve of its own; pools belong to the quota.
 
@@ -110,7 +110,7 @@ class MemoryQuota:
     Any method may be called from any thread.
     """
 
-    __slots__ = ("__weakref__", "_given", "_lock", "_peak", "_pools", "_size", "_taken", "_tight", "waiters")
+    __slots__ = ("__weakref__", "_given", "_lock", "_peak", "_size", "_taken", "is_tight", "pools", "waiters")
 
     def __init__(self, size: int = UNLIMITED) -> None:
         self._lock = threading.Lock()
@@ -118,12 +118,12 @@ class MemoryQuota:
         self._taken = 0
         self._peak = 0
         self._given: deque[int] = deque()
-        self._tight = False
+        self.is_tight = False
         self.waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
-        self._pools: dict[int, Pool] = {}
+        self.pools: dict[int, Pool] = {}
         size_of_block = SMALLEST_BLOCK
         while size_of_block <= LARGEST_POOLED_BLOCK:
-            self._pools[size_of_block] = Pool(max(8, _POOLED_BYTES_PER_SIZE // size_of_block))
+            self.pools[size_of_block] = Pool(max(8, _POOLED_BYTES_PER_SIZE // size_of_block))
             size_of_block *= 2
         _quotas.add(self)
 
@@ -180,7 +180,7 @@ class MemoryQuota:
     def make_block(self, minimum: int, most: int) -> Block:
         """A block of at least `minimum` bytes, whatever the limit says."""
         size = _block_size(most)
-        if not self._tight and (pool := self._pools.get(size)):
+        if not self.is_tight and (pool := self.pools.get(size)):
             try:
                 return pool.pop()
             except IndexError:  # another thread took the last one
@@ -194,7 +194,7 @@ class MemoryQuota:
     def try_block(self, size: int) -> Block | None:
         """A block for reading, of SMALLEST_BLOCK to `size` bytes, which is the size of a pool; None when the quota
         has no room for any."""
-        if not self._tight and (pool := self._pools[size]):
+        if not self.is_tight and (pool := self.pools[size]):
             try:
                 return pool.pop()
             except IndexError:  # another thread took the last one
@@ -250,36 +250,36 @@ class MemoryQuota:
     # What follows is called with the lock held.
 
     def _new_block(self, size: int) -> Block:
-        block = Block(size, self, self._pools.get(size))  # first, for it may fail
+        block = Block(size, self, self.pools.get(size))  # first, for it may fail
         self._count(size)
         return block
 
     def _fold(self) -> None:
         while self._given:
             self._taken -= self._given.popleft()
-        self._tight = self._taken > self._size * _TIGHT
+        self.is_tight = self._taken > self._size * _TIGHT
 
     def _count(self, amount: int) -> None:
         self._taken += amount
         self._peak = max(self._peak, self._taken)
-        self._tight = self._taken > self._size * _TIGHT
+        self.is_tight = self._taken > self._size * _TIGHT
 
     def _sized(self, minimum: int, most: int) -> int:
         """What a request gets under today's pressure."""
         if self._size == UNLIMITED:
             return most
-        pressure = (self._taken - self._pooled()) / self._size if self._tight else 0.0
+        pressure = (self._taken - self._pooled()) / self._size if self.is_tight else 0.0
         if pressure > _TIGHT:
             most = minimum + int((most - minimum) * max(0.0, 1.0 - pressure) / (1.0 - _TIGHT))
         return max(minimum, min(most, self._size // 16))
 
     def _pooled(self) -> int:
-        return sum(len(pool) * size for size, pool in self._pools.items())
+        return sum(len(pool) * size for size, pool in self.pools.items())
 
     def _trim(self, amount: int) -> None:
         """Frees pooled blocks, the largest first, until `amount` bytes are free or none is left."""
         if amount > 0:
-            for pool in reversed(self._pools.values()):
+            for pool in reversed(self.pools.values()):
                 while pool and amount > 0:
                     try:
                         amount -= len(pool.pop())  # it dies here, and leaves its charge in _given
@@ -359,9 +359,9 @@ class MemoryAllocator:
         """
         self._check_open()
         if not request.most:
-            return Slice(b"", 0, 0)
+            return Slice.of(b"")
         block = self._memory.make_block(request.min, request.most)
-        return Slice(block, 0, min(len(block), request.most))
+        return Slice(memoryview(block)[: request.most])
 
     def copy(self, data: Buffer) -> Slice:
         """A slice with a copy of a bytes-like object."""

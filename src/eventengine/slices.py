@@ -2,12 +2,15 @@
 
 Rules:
 
-1. A slice is a window (start, stop) on a storage that it keeps alive. Cutting a slice copies nothing.
-2. Storage is either a `Block`, which is charged to a quota, or a bytes-like object of the application, which is not.
-3. A block is charged when it is made. When the last slice on it dies, one of two things happens. If nothing else
-   refers to the block, it goes to the pool it came from, to be filled again. If anything does, a memoryview above
+1. A buffer is a list of memoryviews, its *parts*; a `Slice` is one of them as an object, made when somebody asks for
+   it. Cutting copies nothing.
+2. What a view shows is either a `Block`, which is charged to a quota, or a bytes-like object of the application, which
+   is not.
+3. A block is charged when it is made. When a part or a slice on it is done with, one of two things happens. If nothing
+   else refers to the block, it goes to the pool it came from, to be filled again. If anything does, a memoryview above
    all, the block is left to whoever holds it and gives its charge back when that is gone. So a view that was handed
-   out never shows the bytes of another read.
+   out never shows the bytes of another read. The view at hand is let go before anybody counts: views that were cut
+   from one another share a single reference to the block.
 4. A garbage collection calls the `__del__` of all that it found, in any order: of a slice in a cycle and of its block.
    Such a slice pools nothing, or the block would live on, its charge given back already.
 5. Rule 3 asks CPython's reference count, which is exact only under the GIL; without one, nothing is pooled.
@@ -76,12 +79,10 @@ class Slice:
     `view`; who shares the storage sees it change. May be used from any thread, if none writes while others read.
     """
 
-    __slots__ = ("_start", "_stop", "_storage")
+    __slots__ = ("_view",)
 
-    def __init__(self, storage: bytes | bytearray | memoryview, start: int, stop: int) -> None:
-        self._storage = storage
-        self._start = start
-        self._stop = stop
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
 
     @classmethod
     def of(cls, data: Buffer) -> Slice:
@@ -90,97 +91,88 @@ class Slice:
         A bytearray or memoryview must not change while the slice is in use; `MemoryAllocator.copy` copies.
         Raises TypeError for what is not bytes-like, ValueError for a view that is not contiguous.
         """
-        if isinstance(data, bytes):
-            return cls(data, 0, len(data))
-        try:
-            view = memoryview(data)
-        except TypeError:
-            raise TypeError(
-                f"a Slice or a bytes-like object is needed (bytes, bytearray, memoryview), not {type(data).__name__}"
-            ) from None
-        if not view.c_contiguous:
-            raise ValueError("the memoryview is not contiguous; pass bytes(view) or a contiguous one")
-        if not view.nbytes:
-            return cls(b"", 0, 0)
-        return cls(view.cast("B"), 0, view.nbytes)
+        return cls(_view_of(data))
 
     def __del__(self) -> None:
-        storage = self._storage
-        if (
-            type(storage) is Block
-            and (pool := storage.pool) is not None
-            and len(pool) < pool.limit
-            and _references(storage) == _ONLY_OURS
-            and not _is_finalized(self)  # in a cycle, where the collector calls the block's `__del__` too
-        ):
-            pool.append(storage)
-            if (owner := storage.owner).waiters:
-                owner.wake_one()
+        block = self._view.obj
+        if type(block) is Block and not _is_finalized(self):
+            del self._view
+            if (pool := block.pool) is not None and len(pool) < pool.limit and _references(block) == _ONLY_OURS:
+                pool.append(block)
+                if (owner := block.owner).waiters:
+                    owner.wake_one()
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return len(self._view)
 
     @property
     def view(self) -> memoryview:
         """A new memoryview of the bytes, of format "B". It keeps the memory, and the charge for it, alive."""
-        return memoryview(self._storage)[self._start : self._stop]
-
-    def payload(self) -> bytes | bytearray | memoryview:
-        """What `socket.send` can take, without a memoryview where the storage itself will do."""
-        storage = self._storage
-        if self._start == 0 and self._stop == len(storage):
-            return storage
-        return memoryview(storage)[self._start : self._stop]
+        return self._view[:]
 
     @property
     def storage_bytes(self) -> int:
         """The bytes of memory that this slice keeps alive; what is charged, for one that a quota made."""
-        return len(self._storage)
+        return memoryview(self._view.obj).nbytes
 
     def __bytes__(self) -> bytes:
-        return bytes(self.view)
+        return bytes(self._view)
 
     def split(self, n: int) -> tuple[Slice, Slice]:
         """The first `n` bytes and the rest, which share the storage. Raises ValueError unless 0 <= n <= len."""
-        middle = self._start + n
-        if not self._start <= middle <= self._stop:
+        if not 0 <= n <= len(self._view):
             raise ValueError(f"cannot split {len(self)} bytes at {n}; 0 to {len(self)} are allowed")
-        return Slice(self._storage, self._start, middle), Slice(self._storage, middle, self._stop)
+        return Slice(self._view[:n]), Slice(self._view[n:])
 
     def __getitem__(self, part: slice[SupportsIndex | None, SupportsIndex | None, None]) -> Slice:
         """A sub-slice, `s[2:5]`, which shares the storage. Raises TypeError for an index or a step."""
         if type(part) is not slice or part.step is not None:
             raise TypeError("a Slice takes a range without a step, as in s[2:5]; for single bytes use s.view")
-        start, stop, _ = part.indices(len(self))
-        return Slice(self._storage, self._start + start, self._start + max(start, stop))
+        return Slice(self._view[part])
 
     def __repr__(self) -> str:
-        head = bytes(self.view[:16])
-        return f"<Slice of {len(self)} bytes: {head!r}{'...' if len(self) > 16 else ''}>"
+        return f"<Slice of {len(self)} bytes: {bytes(self._view[:16])!r}{'...' if len(self) > 16 else ''}>"
+
+
+def _view_of(data: Buffer) -> memoryview:
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"a Slice or a bytes-like object is needed (bytes, bytearray, memoryview), not {type(data).__name__}"
+        ) from None
+    if view.format == "B" and view.ndim == 1 and view.contiguous:
+        return view
+    if not view.c_contiguous:
+        raise ValueError("the memoryview is not contiguous; pass bytes(view) or a contiguous one")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def recycle_last(parts: list[memoryview]) -> None:
+    """Takes the last part out, and returns its block to the pool if nothing else refers to it: rule 3."""
+    block = parts.pop().obj
+    if (
+        type(block) is Block
+        and (pool := block.pool) is not None
+        and len(pool) < pool.limit
+        and _references(block) == _ONLY_OURS
+    ):
+        pool.append(block)
+        if (owner := block.owner).waiters:
+            owner.wake_one()
 
 
 _references = sys.getrefcount
 
 
 def _count_ours() -> int:
-    """What `_references` says, in `Slice.__del__`, of a block that nothing else refers to; -1 without a GIL."""
+    """What `_references` says of a block to which a local variable alone refers; -1 without a GIL."""
     gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not gil:
         return -1
-    counts: list[int] = []
-
-    class Probe:
-        __slots__ = ("_storage",)
-
-        def __init__(self, storage: object) -> None:
-            self._storage = storage
-
-        def __del__(self) -> None:
-            storage = self._storage
-            counts.append(_references(storage))
-
-    Probe(bytearray(1))
-    return counts[0]
+    parts = [memoryview(bytearray(1))]
+    block = parts.pop().obj
+    return _references(block)
 
 
 _ONLY_OURS = _count_ours()
@@ -193,10 +185,10 @@ class SliceBuffer:
     nobody else may touch it.
     """
 
-    __slots__ = ("_length", "_slices")
+    __slots__ = ("_length", "_parts")
 
     def __init__(self, slices: Iterable[Slice | Buffer] = ()) -> None:
-        self._slices: list[Slice] = []
+        self._parts: list[memoryview] = []
         self._length = 0
         for part in slices:
             self.append(part)
@@ -207,40 +199,39 @@ class SliceBuffer:
     @property
     def count(self) -> int:
         """How many slices there are; none of them is empty."""
-        return len(self._slices)
+        return len(self._parts)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
         """The slices, first to last, as they are now."""
-        return tuple(self._slices)
+        return tuple([Slice(part) for part in self._parts])
 
     def __bytes__(self) -> bytes:
-        return b"".join([part.view for part in self._slices])
+        return b"".join(self._parts)
 
     def append(self, data: Slice | Buffer) -> None:
         """Adds at the end, without a copy; see `Slice.of` for what is allowed. Nothing is added for no bytes."""
-        part = data if isinstance(data, Slice) else Slice.of(data)
-        size = part._stop - part._start
-        if size:
-            self._slices.append(part)
-            self._length += size
+        part = data._view if isinstance(data, Slice) else _view_of(data)
+        if part:
+            self._parts.append(part)
+            self._length += len(part)
 
     def prepend(self, data: Slice | Buffer) -> None:
         """Adds at the front, else as `append`."""
-        part = data if isinstance(data, Slice) else Slice.of(data)
-        if len(part):
-            self._slices.insert(0, part)
+        part = data._view if isinstance(data, Slice) else _view_of(data)
+        if part:
+            self._parts.insert(0, part)
             self._length += len(part)
 
     def take_first(self) -> Slice:
         """Takes the first slice out. Raises EmptyBufferError when there is none."""
-        if not self._slices:
+        if not self._parts:
             raise EmptyBufferError(
                 "the SliceBuffer is empty; take_first needs at least one slice (ask len or count)"
             )
-        part = self._slices.pop(0)
-        self._length -= part._stop - part._start
-        return part
+        part = self._parts.pop(0)
+        self._length -= len(part)
+        return Slice(part)
 
     def move_first(self, n: int, into: SliceBuffer) -> None:
         """Moves the first `n` bytes to the end of `into`, cutting a slice in two where needed.
@@ -251,16 +242,17 @@ class SliceBuffer:
         self._check_count(n)
         if into is self:
             raise ValueError("move_first needs another SliceBuffer to move into")
+        parts = self._parts
         whole = 0
         left = n
-        while left and len(self._slices[whole]) <= left:
-            left -= len(self._slices[whole])
+        while left and len(parts[whole]) <= left:
+            left -= len(parts[whole])
             whole += 1
-        into._slices += self._slices[:whole]
-        del self._slices[:whole]
+        into._parts += parts[:whole]
+        del parts[:whole]
         if left:
-            head, self._slices[0] = self._slices[0].split(left)
-            into._slices.append(head)
+            into._parts.append(parts[0][:left])
+            parts[0] = parts[0][left:]
         into._length += n
         self._length -= n
 
@@ -271,10 +263,10 @@ class SliceBuffer:
         """
         view = memoryview(target).cast("B")
         done = 0
-        for part in self._slices:
+        for part in self._parts:
             if done == len(view):
                 break
-            piece = part.view[: len(view) - done]
+            piece = part[: len(view) - done]
             view[done : done + len(piece)] = piece
             done += len(piece)
         return done
@@ -283,22 +275,26 @@ class SliceBuffer:
         """Removes the last `n` bytes. Raises EmptyBufferError when there are fewer, ValueError for a negative `n`."""
         self._check_count(n)
         self._length -= n
+        parts = self._parts
         while n:
-            last = self._slices.pop()
-            if len(last) > n:
-                self._slices.append(last[: len(last) - n])
+            left = len(parts[-1]) - n
+            if left > 0:
+                parts[-1] = parts[-1][:left]
                 break
-            n -= len(last)
+            n = -left
+            recycle_last(parts)
 
     def swap(self, other: SliceBuffer) -> None:
         """Exchanges the contents of the two buffers."""
-        self._slices, other._slices = other._slices, self._slices
+        self._parts, other._parts = other._parts, self._parts
         self._length, other._length = other._length, self._length
 
     def clear(self) -> None:
         """Removes everything; memory that nobody else holds is given back."""
-        self._slices = []
+        parts, self._parts = self._parts, []
         self._length = 0
+        while parts:
+            recycle_last(parts)
 
     def _check_count(self, n: int) -> None:
         if n < 0:
@@ -307,4 +303,4 @@ class SliceBuffer:
             raise EmptyBufferError(f"{n} bytes were asked for and the SliceBuffer has {self._length}")
 
     def __repr__(self) -> str:
-        return f"<SliceBuffer of {self._length} bytes in {len(self._slices)} slices>"
+        return f"<SliceBuffer of {self._length} bytes in {len(self._parts)} slices>"

@@ -22,6 +22,8 @@ class AsyncioHost(Host):
 
     __slots__ = ("_loop", "_watched", "clock_lag")
 
+    knows_its_thread = True
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         if not isinstance(loop, asyncio.AbstractEventLoop):
             raise TypeError(f"loop must be an asyncio event loop, not {type(loop).__name__}")

@@ -74,14 +74,14 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
 
     def fileno(self) -> int:
         if self._closed:
-            raise ClosedResourceError("the endpoint was closed")
+            raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
         return self._fd
 
     def release(self) -> int:
         try:
             del self._open
         except AttributeError:
-            raise ClosedResourceError("the endpoint was closed") from None
+            raise self._loop.misused(ClosedResourceError("the endpoint was closed")) from None
         try:
             fd = os.dup(self._fd)
         except OSError as error:
@@ -135,7 +135,14 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
                 if status is not None:  # as in `_finish_read`, whose call costs
                     self._on_read = self._buffer = None
                     self._read_idle = None
-                    self._loop.run_callback(on_read, status)
+                    loop = self._loop
+                    if loop.calls_back_here:
+                        try:
+                            on_read(status)
+                        except BaseException as error:
+                            loop.callbacks.failed(on_read, error)
+                    else:
+                        loop.run_callback(on_read, status)
             else:
                 self._loop.poller.disarm(self._fd, READ)
         if events & WRITE and not self._closed:
@@ -170,10 +177,12 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
             self._memory.remove_waiter(self._on_room)
         if self._buffer is not None:
             self._buffer.clear()
+        if self._on_read is not None:
+            self._loop.post_callback(self._on_read, CLOSED)
+        if self._on_writable is not None:  # all may be handed over, and only the report was put off
+            told = Status.OK if self._unwritable is None else self._unwritable
+            self._loop.post_callback(self._on_writable, CLOSED if self._out else told)
         self._out.clear()
-        for callback in (self._on_read, self._on_writable):
-            if callback is not None:
-                self._loop.post_callback(callback, CLOSED)
         self._on_read = self._on_writable = self._buffer = None
 
 

@@ -49,6 +49,10 @@ class Host(ABC):
     can_watch_epoll: bool = True
     """Whether `watch` may be given an epoll (or kqueue) descriptor."""
 
+    knows_its_thread: bool = False
+    """Whether `is_here` can always tell. Otherwise it is asked only until the engine's first turn, which tells, and the
+    loop must then stay in its thread."""
+
     clock_lag: float = 0.0
     """Seconds by which `time` may be behind the true time, for a clock that is coarse or cached."""
 
@@ -102,10 +106,7 @@ class Host(ABC):
         """Whether the loop runs now, in any thread. Any thread."""
 
     def is_here(self) -> bool:
-        """Whether the calling thread runs the loop now; False also where there is no telling. Any thread.
-
-        It is asked until the engine's first turn, which tells.
-        """
+        """Whether the calling thread runs the loop now; False also where there is no telling. Any thread."""
         return False
 
     @property

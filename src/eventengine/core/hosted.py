@@ -151,6 +151,8 @@ class HostedEventEngine(EventEngine):
             )
         self._check_open()
         acceptor = Acceptor(self._loop, on_accept, on_shutdown, config, memory_allocator_factory)
+        if not self._loop.is_open:  # closed just now, perhaps by one who did not see the acceptor yet
+            acceptor.close()
         return SocketListener(acceptor, self)
 
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
@@ -211,10 +213,8 @@ class HostedEventEngine(EventEngine):
         if self._loop.is_forked:
             raise self._why_closed()
 
-    def _why_closed(self) -> ClosedResourceError | ForkedProcessError:
-        if self._loop.is_forked:
-            return ForkedProcessError("this engine was made before the fork; make a new one in the child process")
-        return ClosedResourceError("the engine was closed")
+    def _why_closed(self) -> Exception:
+        return self._loop.misused(ClosedResourceError("the engine was closed"))
 
 
 def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: LoopThread | None) -> None:

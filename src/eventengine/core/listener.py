@@ -32,7 +32,8 @@ from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.host import READ
-from eventengine.core.sockets import OPTIONS_ARE_INHERITED, UnixFile, bind_and_listen, set_options
+from eventengine.core.mailbox import forked
+from eventengine.core.sockets import UnixFile, bind_and_listen, options_are_inherited, set_options
 from eventengine.engine import Endpoint, EventEngine, Listener, TaskHandle
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.quota import ConnectionQuota, ResourceQuota
@@ -55,13 +56,14 @@ OnAccept = Callable[[Endpoint, MemoryAllocator], object]
 class _ListeningSocket:
     """One bound socket; `local` is its address where accepted connections have the same."""
 
-    __slots__ = ("_acceptor", "fd", "file", "local", "sock")
+    __slots__ = ("_acceptor", "fd", "file", "hands_down_nothing", "local", "sock")
 
     def __init__(self, acceptor: Acceptor, sock: socket.socket, file: UnixFile | None) -> None:
         self._acceptor = acceptor
         self.sock = sock
         self.fd = sock.fileno()
         self.file = file
+        self.hands_down_nothing = not options_are_inherited(sock.family)
         address = ResolvedAddress(sock.family, sock.getsockname())
         self.local = None if address.is_wildcard else address.normalized()
 
@@ -91,7 +93,6 @@ class Acceptor:
         "_places",
         "_port",
         "_running",
-        "_set_up",
         "_sockets",
         "_started",
     )
@@ -112,8 +113,6 @@ class Acceptor:
         self._places: ConnectionQuota | None = None
         if isinstance(factory, ResourceQuota) and factory.connections.size is not None:
             self._places = factory.connections
-        # What the listening socket has, the accepted one has too, unless a hook wants to see each socket.
-        self._set_up = not OPTIONS_ARE_INHERITED or config.socket_hook is not None
         self._lock = threading.RLock()
         self._sockets: list[_ListeningSocket] = []
         self._port = 0
@@ -136,6 +135,10 @@ class Acceptor:
                 added = (
                     self._bind_wildcard(address) if inet and address.host == "::" else [self._bind_one(address)]
                 )
+            except socket.gaierror as error:
+                raise StatusError(
+                    Status(StatusCode.INVALID_ARGUMENT, f"binding {address}: {error.strerror}")
+                ) from None
             except OSError as error:
                 number = error.errno or errno.EIO
                 raise StatusError(Status.from_errno(number, f"binding {address}")) from None
@@ -205,7 +208,7 @@ class Acceptor:
 
     def _check_not_forked(self) -> None:
         if self._loop.is_forked:
-            raise ForkedProcessError("this listener was made before the fork; make a new one in the child process")
+            raise forked("listener")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -264,7 +267,7 @@ class Acceptor:
                 continue  # the connection broke before it was accepted (ECONNABORTED and the like, accept(2))
             try:
                 sock.setblocking(False)
-                if self._set_up:
+                if listening.hands_down_nothing or self._config.socket_hook is not None:
                     set_options(sock, self._config)
                 allocator = self._factory.create_memory_allocator("connection")
                 for_application = self._factory.create_memory_allocator("application")

@@ -3,9 +3,9 @@
 Rules:
 
 1. The host calls in at three places: the poller's events, the earliest timer, the mailbox. Each is a *turn*, between
-   `begin` and `end`; the thread that takes turns is the loop's thread. It is learned there, or asked of the host, for
-   a loop may be made in one thread and run in another; until then, and for every other thread, calls go by the
-   mailbox. A loop that has had a turn must stay in its thread.
+   `begin` and `end`; `thread` is the loop's thread during a turn, and -1 between two. So one comparison tells the
+   usual caller, a callback, that it is there. All others ask `is_here`: a loop may be made in one thread, run in
+   another, and then in a third. Who is not on the loop's thread goes by the mailbox.
 2. What a turn completes at once has a budget. When it is spent, reads wait for the poller and finished writes report
    in the next turn, so that an application which loops on True does not keep the host from its own work. Calls made
    outside a turn, in the host's own callbacks, spend from the same budget, which the next turn renews.
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 from eventengine.core.callbacks import Callbacks, PoolCallbacks
 from eventengine.core.host import Host
-from eventengine.core.mailbox import Mailbox
+from eventengine.core.mailbox import Mailbox, forked
 from eventengine.core.poller import HostPoller, Poller, PrivatePoller, has_private_poller
 from eventengine.core.timers import Timers
 from eventengine.status import ClosedResourceError
@@ -50,9 +50,11 @@ _get_ident = threading.get_ident
 class Loop:
     __slots__ = (
         "__weakref__",
+        "_learned",
         "_mailbox",
         "budget",
         "callbacks",
+        "calls_back_here",
         "endpoints",
         "host",
         "is_forked",
@@ -75,7 +77,7 @@ class Loop:
         own_thread: bool,
     ) -> None:
         self.host = host
-        self.thread = -1
+        self.thread = self._learned = -1
         self.budget = BUDGET
         self.is_open = True
         self.is_forked = False
@@ -89,6 +91,7 @@ class Loop:
             else PoolCallbacks(host, callback_executor)
         )
         self.run_callback = self.callbacks.run
+        self.calls_back_here = self.callbacks.block_polling
         self.endpoints: dict[int, weakref.ref[SocketEndpoint]] = {}
         self.listeners: set[Acceptor] = set()
         if private_poller is None:
@@ -98,19 +101,31 @@ class Loop:
 
     def is_here(self) -> bool:
         """Whether the calling thread is the loop's. Any thread."""
-        if self.thread == -1 and not self.is_forked and self.host.is_here():
-            self.thread = _get_ident()
-        return _get_ident() == self.thread
+        ident = _get_ident()
+        if ident == self.thread:
+            return True
+        if self.is_forked:
+            return False
+        if self._learned == -1 or self.host.knows_its_thread:
+            return self.host.is_here()
+        return ident == self._learned
+
+    def misused(self, error: Exception) -> Exception:
+        """What to raise for a misuse: `error`, or in a forked child that it is one. Any thread."""
+        return forked() if self.is_forked else error
 
     def begin(self) -> None:
         """A turn begins; `end` must follow."""
-        self.thread = _get_ident()
+        self.thread = self._learned = _get_ident()
         self.budget = BUDGET
         self._mailbox.hold()
 
     def end(self) -> None:
         """The turn ends, with what was posted in it or came from other threads meanwhile."""
-        self._mailbox.drain()
+        try:
+            self._mailbox.drain()
+        finally:
+            self.thread = -1
 
     def __enter__(self) -> None:
         self.begin()
@@ -122,9 +137,9 @@ class Loop:
 
     def _on_wake(self) -> None:
         if not self.is_forked:
-            self.thread = _get_ident()
+            self.thread = self._learned = _get_ident()
             self.budget = BUDGET
-            self._mailbox.drain()
+            self.end()
 
     def run_here(self, function: Callable[[], object]) -> None:
         """Calls `function` on the loop's thread: at once there, else by the mailbox. Any thread."""

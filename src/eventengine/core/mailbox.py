@@ -25,7 +25,7 @@ from typing import Final
 from eventengine.core.host import Host
 from eventengine.status import ClosedResourceError, ForkedProcessError
 
-__all__ = ["Mailbox"]
+__all__ = ["Mailbox", "forked"]
 
 LIMIT: Final = 256
 
@@ -49,7 +49,7 @@ class Mailbox:
         """
         self._queue.append(letter)
         if self._closed:
-            self._take_back(letter, self._why_closed())
+            self._take_back(letter, forked() if self._forked else ClosedResourceError("the engine was closed"))
         elif not self._woken:
             self._woken = True
             try:
@@ -104,17 +104,16 @@ class Mailbox:
         self._closed = self._forked = True
         self._queue.clear()
 
-    def _why_closed(self) -> ClosedResourceError | ForkedProcessError:
-        if self._forked:
-            return ForkedProcessError("this engine was made before the fork; make a new one in the child process")
-        return ClosedResourceError("the engine was closed")
-
     def _take_back(self, letter: Callable[[], object], error: Exception) -> None:
         try:
             self._queue.remove(letter)
         except ValueError:
             return
         raise error
+
+
+def forked(what: str = "engine") -> ForkedProcessError:
+    return ForkedProcessError(f"this {what} was made before the fork; make a new one in the child process")
 
 
 def _nothing() -> None:

@@ -11,8 +11,9 @@ Rules, for both kinds; all of it is the loop's thread's:
    event is a hint. Owners act on what the system call then says.
 4. A private poller is on the host only while it has descriptors: an engine with nothing to do leaves nothing there.
 5. At most LIMIT events a turn, or the host starves; level-triggered, so that the others come in the next.
-6. A host may drop a failed descriptor by itself (Twisted's reactors do). It reports READ | WRITE then, and so
-   `HostPoller` watches anew whatever reported this and is still of interest.
+6. A host may drop a failed descriptor by itself. Twisted's reactors report READ | WRITE then; uvloop reports what was
+   asked for, once, and says nothing. So `HostPoller` looks whether a descriptor has failed, and watches anew what is
+   still of interest. A private poller is spared the look, for nobody closes an epoll under it but on an interrupt.
 """
 
 from __future__ import annotations
@@ -135,8 +136,12 @@ class HostPoller(Poller):
 
     def _on_ready(self, fd: int, events: int) -> None:
         with self._loop:
+            dropped = events == READ | WRITE or _has_failed(
+                fd
+            )  # to be asked first: the system tells of an error once
             self.dispatch(fd, events)
-            if events == READ | WRITE and (interest := self.interest.get(fd, 0)):  # rule 6
+            if dropped and (interest := self.interest.get(fd, 0)):  # rule 6
+                self._loop.host.unwatch(fd)
                 self._change(fd, 0, interest)
 
 
@@ -198,6 +203,12 @@ class PrivatePoller(Poller):
     def close(self) -> None:
         super().close()
         self._epoll.close()
+
+
+def _has_failed(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, 0)
+    return any(mask & select.POLLERR for _, mask in poller.poll(0))
 
 
 def has_private_poller() -> bool:

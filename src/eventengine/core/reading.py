@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Final
 from eventengine.core.host import READ
 from eventengine.engine import Endpoint
 from eventengine.memory import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
-from eventengine.slices import Block, Slice, SliceBuffer
+from eventengine.slices import Block, SliceBuffer
 from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
 
-__all__ = ["CLOSED", "ReadingHalf"]
+__all__ = ["CLOSED", "ReadingHalf", "check_count"]
 
 CLOSED: Final = Status(StatusCode.CANCELLED, "the endpoint was closed")
 FIRST_TARGET: Final = 8192
@@ -41,10 +41,19 @@ SMALL_READS: Final = 32
 AT_ONCE: Final = 1 << 20
 """Bytes that one event reads at most before others have their turn."""
 
+_BUSY: Final = "a read is outstanding on this endpoint; wait for its callback"
 _OK: Final = Status.OK
 _END: Final = Status(StatusCode.OUT_OF_RANGE, "the peer ended its stream")
 
 OnDone = Callable[[Status], object]
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless `value` is an int of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be 1 or more")
 
 
 class ReadingHalf(Endpoint):
@@ -58,6 +67,7 @@ class ReadingHalf(Endpoint):
         "_loop",
         "_memory",
         "_on_read",
+        "_pool",
         "_read_idle",
         "_small_reads",
         "_sock",
@@ -77,6 +87,7 @@ class ReadingHalf(Endpoint):
         self._eager = self._waiting = False
         self._small_reads = 0
         self._target = FIRST_TARGET
+        self._pool = memory.pools[FIRST_TARGET]
         self._broken: Status | None = None
         self._read_idle = None
 
@@ -85,18 +96,18 @@ class ReadingHalf(Endpoint):
             raise TypeError(f"on_read must be callable, not {type(on_read).__name__}")
         if type(buffer) is not SliceBuffer:
             raise TypeError(f"a read needs a SliceBuffer, not {type(buffer).__name__}")
-        if read_hint_bytes < 1:
-            raise ValueError(f"read_hint_bytes is {read_hint_bytes}; it must be 1 or more")
+        if type(read_hint_bytes) is not int or read_hint_bytes < 1:
+            check_count("read_hint_bytes", read_hint_bytes)
         if self._closed:
-            raise ClosedResourceError("the endpoint was closed")
+            raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
         try:
             del self._read_idle
         except AttributeError:
-            raise BusyResourceError("a read is outstanding on this endpoint; wait for its callback") from None
+            raise self._loop.misused(BusyResourceError(_BUSY)) from None
         if buffer._length:
             buffer.clear()
         loop = self._loop
-        if get_ident() != loop.thread:
+        if get_ident() != loop.thread and not loop.is_here():
             try:
                 loop.post(partial(self._start_read, on_read, buffer, read_hint_bytes))
             except BaseException:
@@ -151,15 +162,21 @@ class ReadingHalf(Endpoint):
         buffer = self._buffer
         assert buffer is not None
         self._eager = False
+        memory = self._memory
         room = AT_ONCE
         while room > 0:
-            block = self._memory.try_block(self._target)
+            try:  # what `try_block` does first, whose call costs
+                block = None if memory.is_tight else self._pool.pop()
+            except IndexError:
+                block = None
             if block is None:
-                if buffer._length:
-                    return _OK
-                block = self._wait_for_room()
+                block = memory.try_block(self._target)
                 if block is None:
-                    return None
+                    if buffer._length:
+                        return _OK
+                    block = self._wait_for_room()
+                    if block is None:
+                        return None
             size = len(block)
             try:
                 n = self._sock.recv_into(block)
@@ -176,23 +193,29 @@ class ReadingHalf(Endpoint):
                 if buffer._length:
                     return _OK
                 return _END if self._broken is None else self._broken
-            buffer._slices.append(Slice(block, 0, n))
+            view = memoryview(block)
+            buffer._parts.append(view if n == size else view[:n])
             buffer._length += n
             if n * 5 > size * 4:
-                self._target = min(2 * size, LARGEST_POOLED_BLOCK)
-                self._small_reads = 0
-            elif n * 4 < size:
+                self._aim_at(2 * size)
+            elif n * 4 < size and size > SMALLEST_BLOCK:
                 self._small_reads += 1
                 if self._small_reads == SMALL_READS:
-                    self._target = max(size // 2, SMALLEST_BLOCK)
-                    self._small_reads = 0
+                    self._aim_at(size // 2)
             if buffer._length >= self._hint:
                 self._eager = n == size
                 return _OK
             if n < size:
                 return None
             room -= n
+            del view
         return None
+
+    def _aim_at(self, size: int) -> None:
+        """The size of the next block."""
+        self._target = size = min(max(size, SMALLEST_BLOCK), LARGEST_POOLED_BLOCK)
+        self._pool = self._memory.pools[size]
+        self._small_reads = 0
 
     def _wait_for_room(self) -> Block | None:
         memory = self._memory

@@ -43,7 +43,7 @@ class LookupPool:
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        self.resolvers: weakref.WeakSet[SystemResolver] = weakref.WeakSet()
+        self.resolvers: dict[int, weakref.ref[SystemResolver]] = {}  # by handles; any thread adds and removes
 
     def submit(self, function: Callable[[], object]) -> None:
         """On the loop's thread."""
@@ -53,8 +53,10 @@ class LookupPool:
 
     def close(self) -> None:
         """On the loop's thread: closes the resolvers; lookups that wait for a thread are dropped."""
-        for resolver in list(self.resolvers):
-            resolver.close()
+        for reference in list(self.resolvers.values()):
+            resolver = reference()
+            if resolver is not None:
+                resolver.close()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -83,14 +85,15 @@ def split_host_port(name: str, default_port: str) -> tuple[str, str]:
 
 
 class SystemResolver(DNSResolver):
-    __slots__ = ("__weakref__", "_closed", "_loop", "_pending", "_pool")
+    __slots__ = ("__weakref__", "_closed", "_handle", "_loop", "_pending", "_pool")
 
     def __init__(self, loop: Loop, pool: LookupPool) -> None:
         self._loop = loop
         self._pool = pool
         self._closed = False
         self._pending: dict[int, Callable[[Status], object]] = {}
-        pool.resolvers.add(self)
+        self._handle = next_handle()
+        pool.resolvers[self._handle] = weakref.ref(self)
 
     def lookup_hostname(self, on_resolve: Callback[Addresses], name: str, default_port: str = "") -> None:
         if not isinstance(name, str) or not isinstance(default_port, str):
@@ -99,16 +102,15 @@ class SystemResolver(DNSResolver):
         try:
             host, port = split_host_port(name, default_port)
         except ValueError as error:
-            self._loop.post(
-                partial(self._answer, query, on_resolve, Status(StatusCode.INVALID_ARGUMENT, str(error)))
-            )
+            status = Status(StatusCode.INVALID_ARGUMENT, str(error))
+            self._post(query, partial(self._answer, query, on_resolve, status))
             return
         try:
             literal = ResolvedAddress.tcp(host, int(port))
         except ValueError:  # a name, or a port by name
-            self._loop.post(partial(self._look_up, query, on_resolve, name, host, port))
+            self._post(query, partial(self._look_up, query, on_resolve, name, host, port))
         else:
-            self._loop.post(partial(self._answer, query, on_resolve, [literal]))
+            self._post(query, partial(self._answer, query, on_resolve, [literal]))
 
     def lookup_srv(self, on_resolve: Callback[list[SRVRecord]], name: str) -> None:
         self._refuse(on_resolve, name, "SRV")
@@ -118,6 +120,7 @@ class SystemResolver(DNSResolver):
 
     def close(self) -> None:
         self._closed = True
+        self._pool.resolvers.pop(self._handle, None)
         status = Status(StatusCode.CANCELLED, "the resolver was closed")
         for query in list(self._pending):
             on_resolve = self._pending.pop(query, None)
@@ -126,6 +129,7 @@ class SystemResolver(DNSResolver):
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
+            self._pool.resolvers.pop(self._handle, None)
             warnings.warn("a DNS resolver was never closed", ResourceWarning, stacklevel=1, source=self)
 
     def _begin(self, on_resolve: Callback[T]) -> int:
@@ -140,7 +144,14 @@ class SystemResolver(DNSResolver):
     def _refuse(self, on_resolve: Callback[T], name: str, kind: str) -> None:
         query = self._begin(on_resolve)
         status = Status(StatusCode.UNIMPLEMENTED, f"{name}: the system's resolver has no {kind} lookups")
-        self._loop.post(partial(self._answer, query, on_resolve, status))
+        self._post(query, partial(self._answer, query, on_resolve, status))
+
+    def _post(self, query: int, letter: Callable[[], object]) -> None:
+        try:
+            self._loop.post(letter)
+        except BaseException:
+            if self._pending.pop(query, None) is not None:
+                raise  # else the engine's close has it, and answers
 
     def _answer(self, query: int, on_resolve: Callback[T], result: T | Status) -> None:
         """On the loop's thread."""

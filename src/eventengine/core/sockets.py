@@ -12,12 +12,14 @@ import sys
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 
-__all__ = ["OPTIONS_ARE_INHERITED", "UnixFile", "bind_and_listen", "make_socket", "set_options"]
-
-OPTIONS_ARE_INHERITED = sys.platform == "linux"
-"""Whether an accepted socket has the options of its listener."""
+__all__ = ["UnixFile", "bind_and_listen", "make_socket", "options_are_inherited", "set_options"]
 
 _IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def options_are_inherited(family: int) -> bool:
+    """Whether an accepted socket has the options of its listener."""
+    return sys.platform == "linux" and family in _IP_FAMILIES
 
 
 def make_socket(family: int, config: EndpointConfig) -> socket.socket:

@@ -103,7 +103,7 @@ class Timers:
         handle = _next_task_handle()
         self._pending[handle] = closure
         loop = self._loop
-        if get_ident() == loop.thread:
+        if get_ident() == loop.thread or loop.is_here():
             heap = self._heap
             if deadline >= self._armed_at and len(heap) & _LOOKED_AT and not self._old:
                 heappush(heap, (deadline, handle))

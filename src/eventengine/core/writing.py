@@ -17,10 +17,10 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
-from eventengine.core.reading import CLOSED, OnDone, ReadingHalf
+from eventengine.core.reading import CLOSED, OnDone, ReadingHalf, check_count
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory import MemoryQuota
-from eventengine.slices import Slice, SliceBuffer
+from eventengine.slices import SliceBuffer, recycle_last
 from eventengine.status import BusyResourceError, ClosedResourceError, Status
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ __all__ = ["WritingHalf"]
 
 AT_ONCE: Final = 1 << 20
 """Bytes that one event writes at most before others have their turn."""
-_SLICES_PER_CALL: Final = min(1024, os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 16)
+_PARTS_PER_CALL: Final = min(1024, os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 16)
 _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+_BUSY: Final = "a write is outstanding on this endpoint; wait for its callback"
 _OK: Final = Status.OK
 
 
@@ -42,7 +43,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         super().__init__(loop, sock, memory)
         self._write_ended = False
         self._on_writable: OnDone | None = None
-        self._out: list[Slice] = []  # last to first, so that what was sent is popped from the end
+        self._out: list[memoryview] = []  # last to first, so that what was sent is popped from the end
         self._unwritable: Status | None = None
         self._write_idle = None
 
@@ -58,30 +59,48 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
         if type(data) is not SliceBuffer:
             raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}")
-        if max_frame_size < 1:
-            raise ValueError(f"max_frame_size is {max_frame_size}; it must be 1 or more")
+        if type(max_frame_size) is not int or max_frame_size < 1:
+            check_count("max_frame_size", max_frame_size)
         if self._closed or self._write_ended:
-            raise ClosedResourceError(
-                f"the endpoint{'' if self._closed else chr(39) + 's writing half'} was closed"
-            )
+            what = "endpoint" if self._closed else "endpoint's writing half"
+            raise self._loop.misused(ClosedResourceError(f"the {what} was closed"))
         try:
             del self._write_idle
         except AttributeError:
-            raise BusyResourceError("a write is outstanding on this endpoint; wait for its callback") from None
+            raise self._loop.misused(BusyResourceError(_BUSY)) from None
         size = data._length
         if not size:
             self._write_idle = None
             return True
         loop = self._loop
-        if get_ident() != loop.thread:
+        if get_ident() != loop.thread and not loop.is_here():
             try:
                 loop.post(partial(self._start_write, on_writable, data))
             except BaseException:
                 self._write_idle = None
                 raise
             return False
-        self._take_out(data)
-        if self._send() is _OK:
+        parts = data._parts
+        if len(parts) == 1 and size <= AT_ONCE and self._unwritable is None:
+            try:
+                n = self._sock.send(parts[0], _NO_SIGNAL)
+            except BlockingIOError:
+                n = 0
+            except OSError as error:
+                self._fail(error)
+                n = 0
+            done = n == size
+            if done:
+                data._length = 0
+                recycle_last(parts)
+            else:
+                if n:
+                    parts[0] = parts[0][n:]
+                self._take_out(data)
+        else:
+            self._take_out(data)
+            done = self._send() is _OK
+        if done:
             loop.budget -= size + 1024
             if loop.budget > 0:
                 self._write_idle = None
@@ -92,13 +111,13 @@ class WritingHalf(ReadingHalf, HalfCloseable):
 
     def close_write(self) -> None:
         if self._closed:
-            raise ClosedResourceError("the endpoint was closed")
+            raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
         try:
             del self._write_idle
         except AttributeError:
             if self._write_ended:
                 return
-            raise BusyResourceError("a write is outstanding on this endpoint; wait for its callback") from None
+            raise self._loop.misused(BusyResourceError(_BUSY)) from None
         self._write_ended = True
         self._loop.run_here(self._shut_down_writing)
 
@@ -124,8 +143,8 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         self._loop.run_callback(on_writable, status)
 
     def _take_out(self, data: SliceBuffer) -> None:
-        out = self._out = data._slices
-        data._slices = []
+        out = self._out = data._parts
+        data._parts = []
         data._length = 0
         if len(out) > 1:
             out.reverse()
@@ -142,15 +161,10 @@ class WritingHalf(ReadingHalf, HalfCloseable):
                 if room <= 0:
                     return None
                 if len(out) == 1:
-                    size = out[0]._stop - out[0]._start
-                    if size <= room:
-                        n = self._sock.send(out[0].payload(), _NO_SIGNAL)
-                        if n == size:
-                            out.pop()
-                            return _OK
-                    else:
-                        n = self._sock.send(out[0].view[:room], _NO_SIGNAL)
-                        size = room
+                    view = out[0][:room]
+                    size = len(view)
+                    n = self._sock.send(view, _NO_SIGNAL)
+                    del view
                 else:
                     size, n = self._send_several(out, room)
                 room -= n
@@ -160,7 +174,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
                     if n < left:
                         out[-1] = out[-1][n:]
                         break
-                    out.pop()
+                    recycle_last(out)
                     n -= left
                 if short:  # the socket's buffer is full; to try again now would be in vain
                     return None
@@ -169,24 +183,26 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             return None
         except OSError as error:
             out.clear()
-            number = error.errno or errno.EIO
-            self._unwritable = Status.from_errno(number, "writing")
-            if number != errno.EPIPE and self._broken is None:
-                self._broken = Status.from_errno(number, "reading")
-            return self._unwritable
+            return self._fail(error)
 
-    def _send_several(self, out: list[Slice], room: int) -> tuple[int, int]:
-        """One system call for many slices; how many bytes it was given, and how many it took."""
-        views: list[bytes | bytearray | memoryview] = []
-        size = 0
-        for part in reversed(out[-_SLICES_PER_CALL:]):
-            size += len(part)
-            if size > room:
-                views.append(part.view[: len(part) - (size - room)])
+    def _send_several(self, out: list[memoryview], room: int) -> tuple[int, int]:
+        """One system call for many parts; how many bytes it was given, and how many it took."""
+        views = out[: -_PARTS_PER_CALL - 1 : -1]
+        size = sum(map(len, views))
+        while size > room:
+            last = views.pop()
+            size -= len(last)
+            if size < room:
+                views.append(last[: room - size])
                 size = room
-                break
-            views.append(part.payload())
         return size, self._sock.sendmsg(views, (), _NO_SIGNAL)
+
+    def _fail(self, error: OSError) -> Status:
+        number = error.errno or errno.EIO
+        self._unwritable = Status.from_errno(number, "writing")
+        if number != errno.EPIPE and self._broken is None:
+            self._broken = Status.from_errno(number, "reading")
+        return self._unwritable
 
     def _shut_down_writing(self) -> None:
         if not self._closed:

@@ -38,6 +38,8 @@ class TornadoHost(Host):
 
     __slots__ = ("_io_loop", "_watched", "clock_lag")
 
+    knows_its_thread = True
+
     def __init__(self, io_loop: IOLoop) -> None:
         if not isinstance(io_loop, BaseAsyncIOLoop):
             raise TypeError(f"io_loop must be a tornado.ioloop.IOLoop, not {type(io_loop).__name__}")

@@ -7,7 +7,6 @@ from functools import partial
 
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.pollreactor import PollReactor
-from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from eventengine.bridges.twisted.host import TwistedHost
@@ -75,9 +74,9 @@ class TwistedEventEngine(HostedEventEngine):
 
 
 def _run(reactor: PollReactor, gate: Gate) -> None:
-    # A reactor that starts says that its thread is *the* I/O thread of the process; that is not ours to be.
-    before = threadable.ioThread
-    reactor.callWhenRunning(setattr, threadable, "ioThread", before)
+    # Private, and the only way: a reactor that starts says that its thread is *the* I/O thread of the process, which is
+    # not ours to be, and to say so after the fact races with other reactors that start.
+    reactor._registerAsIOThread = False
     try:
         reactor.run(installSignalHandlers=False)
     finally:

@@ -7,6 +7,7 @@ from typing import Final, Protocol, cast
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorThreads, IReactorTime, IReadWriteDescriptor
 from twisted.logger import Logger
+from twisted.python import threadable
 from twisted.python.failure import Failure
 from zope.interface import classImplements  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
@@ -144,6 +145,10 @@ class TwistedHost(Host):
 
     def log_exception(self, message: str, error: BaseException) -> None:
         _log.failure("{message}", failure=Failure(error), message=message)
+
+    def is_here(self) -> bool:
+        # A reactor does not say which thread runs it; Twisted knows the one that was started last.
+        return self._reactor.running and threadable.isInIOThread()
 
     @property
     def is_running(self) -> bool:

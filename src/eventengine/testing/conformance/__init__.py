@@ -23,9 +23,54 @@ except ImportError as error:
         "the conformance suite runs in pytest, which is not installed; pip install pytest"
     ) from error
 
-_MODULES = ("tasks",)
+_MODULES = (
+    "tasks",
+    "soaking",
+    "robustness",
+    "options",
+    "names",
+    "misuse",
+    "listening",
+    "limits",
+    "forking",
+    "ending",
+    "connecting",
+    "cancelling",
+    "accepting",
+    "churn",
+    "closing",
+    "collecting",
+    "endpoints",
+    "exchange",
+    "extensions",
+    "reading",
+    "waiting",
+    "writing",
+)
 
-pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("fixtures", *_MODULES)))
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("fixtures", "pairs", *_MODULES)))
 
+from eventengine.testing.conformance.accepting import *
+from eventengine.testing.conformance.cancelling import *
+from eventengine.testing.conformance.churn import *
+from eventengine.testing.conformance.closing import *
+from eventengine.testing.conformance.collecting import *
+from eventengine.testing.conformance.connecting import *
+from eventengine.testing.conformance.ending import *
+from eventengine.testing.conformance.endpoints import *
+from eventengine.testing.conformance.exchange import *
+from eventengine.testing.conformance.extensions import *
 from eventengine.testing.conformance.fixtures import *
+from eventengine.testing.conformance.forking import *
+from eventengine.testing.conformance.limits import *
+from eventengine.testing.conformance.listening import *
+from eventengine.testing.conformance.misuse import *
+from eventengine.testing.conformance.names import *
+from eventengine.testing.conformance.options import *
+from eventengine.testing.conformance.pairs import *
+from eventengine.testing.conformance.reading import *
+from eventengine.testing.conformance.robustness import *
+from eventengine.testing.conformance.soaking import *
 from eventengine.testing.conformance.tasks import *
+from eventengine.testing.conformance.waiting import *
+from eventengine.testing.conformance.writing import *

@@ -10,18 +10,22 @@ import contextlib
 import gc
 import os
 import re
+import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from eventengine.address import ResolvedAddress
 from eventengine.engine import EventEngine
 from eventengine.quota import ResourceQuota
 from eventengine.testing.application import Application, Ledger
 from eventengine.testing.oracle import TIMEOUT
 
-__all__ = ["anywhere", "app", "engine", "ledger", "nothing_is_left", "quota"]
+__all__ = ["anywhere", "app", "engine", "free_address", "ledger", "nothing_is_left", "quota", "unix_folder"]
 
 _DESCRIPTORS = Path("/dev/fd")
 
@@ -87,3 +91,34 @@ def anywhere(
 ) -> Application:
     """Calls the engine from the thread of the test, and from its own callbacks."""
     return Application(engine, quota, ledger, on_loop=request.param == "from a callback")
+
+
+@pytest.fixture
+def unix_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for unix sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="ee-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(params=["IPv4", "IPv6", "unix", "abstract unix"])
+def free_address(request: pytest.FixtureRequest, unix_folder: Path) -> ResolvedAddress:
+    """Where one may listen; with port 0, where there are ports."""
+    kind = request.param
+    if kind == "IPv4":
+        return ResolvedAddress.tcp("127.0.0.1", 0)
+    if kind == "unix":
+        return ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")
+    if kind == "abstract unix":
+        if not sys.platform.startswith("linux"):
+            pytest.skip("only Linux has abstract unix sockets")
+        return ResolvedAddress.parse(f"unix-abstract:{unix_folder}")
+    skip_without_ipv6()
+    return ResolvedAddress.tcp("::1", 0)
+
+
+def skip_without_ipv6() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error.strerror}")
