@@ -405,7 +405,7 @@ class EventEngine(ABC):
                 returned.
             config: For the listening sockets and those accepted.
             memory_allocator_factory: A `ResourceQuota`, as a rule; with a limit on connections, what lies beyond it
-                stays in the backlog. Called twice for each connection.
+                stays in the backlog. Any other is called twice for each connection.
 
         When there is no file descriptor left, the listener tries again after a pause; connections wait in the
         backlog.

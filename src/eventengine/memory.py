@@ -211,7 +211,7 @@ class MemoryQuota:
     def put_back(self, block: Block) -> None:
         """Returns a block that nothing but the caller refers to, and that it will not use again, to its pool."""
         pool = block.pool
-        if pool is not None and len(pool) < pool.limit:
+        if pool is not None:
             pool.append(block)
             if self.waiters:
                 self.wake_one()
@@ -394,7 +394,8 @@ class MemoryAllocator:
 class MemoryAllocatorFactory(Protocol):
     """Makes an allocator for each connection that a listener accepts; a `ResourceQuota` is one.
 
-    Called on the engine's thread, twice a connection: for the endpoint, and for the application's own use.
+    Called on the engine's thread for each connection: for the application's own use, and, unless the factory is a
+    `ResourceQuota`, for the endpoint.
     """
 
     def create_memory_allocator(self, name: str) -> MemoryAllocator: ...

@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Collection, Iterable
 from gc import is_finalized as _is_finalized
 from typing import TYPE_CHECKING, Protocol, SupportsIndex
@@ -44,14 +45,13 @@ class BlockOwner(Protocol):
     def wake_one(self) -> None: ...
 
 
-class Pool(list["Block"]):
-    """A free list of blocks of one size, at most `limit` of them."""
+class Pool(deque["Block"]):
+    """A free list of blocks of one size, at most `limit` of them: one more lets the oldest go."""
 
-    __slots__ = ("limit",)
+    __slots__ = ()
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
+        super().__init__(maxlen=limit)
 
 
 class Block(bytearray):
@@ -97,7 +97,7 @@ class Slice:
         block = self._view.obj
         if type(block) is Block and not _is_finalized(self):
             del self._view
-            if (pool := block.pool) is not None and len(pool) < pool.limit and _references(block) == _ONLY_OURS:
+            if (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
                 pool.append(block)
                 if (owner := block.owner).waiters:
                     owner.wake_one()
@@ -151,12 +151,7 @@ def _view_of(data: Buffer) -> memoryview:
 def recycle_last(parts: list[memoryview]) -> None:
     """Takes the last part out, and returns its block to the pool if nothing else refers to it: rule 3."""
     block = parts.pop().obj
-    if (
-        type(block) is Block
-        and (pool := block.pool) is not None
-        and len(pool) < pool.limit
-        and _references(block) == _ONLY_OURS
-    ):
+    if type(block) is Block and (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
         pool.append(block)
         if (owner := block.owner).waiters:
             owner.wake_one()

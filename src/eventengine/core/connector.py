@@ -163,7 +163,7 @@ class Attempt:
             self._fail(Status(StatusCode.INVALID_ARGUMENT, f"connecting to {self._address}: {error}"))
             return
         if number in (0, errno.EISCONN):
-            self.on_ready(WRITE)
+            self.on_writable()
         elif number == errno.EAGAIN and self._address.family == socket.AF_UNIX:
             self._retry = self._loop.timers.schedule_own(UNIX_RETRY, self._connect)
         elif number in (errno.EINPROGRESS, errno.EAGAIN, errno.EINTR):
@@ -171,7 +171,10 @@ class Attempt:
         else:
             self._fail_with(number)
 
-    def on_ready(self, events: int) -> None:
+    def on_readable(self) -> None:
+        """Errors are readable, too; `on_writable` follows."""
+
+    def on_writable(self) -> None:
         sock = self._sock
         if sock is None:
             return

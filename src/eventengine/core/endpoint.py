@@ -127,36 +127,43 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
 
     # All that follows is the loop's thread's.
 
-    def on_ready(self, events: int) -> None:
-        if events & READ:
-            on_read = self._on_read
-            if on_read is not None and not self._waiting:
-                status = self._receive()
-                if status is not None:  # as in `_finish_read`, whose call costs
-                    self._on_read = self._buffer = None
-                    self._read_idle = None
-                    loop = self._loop
-                    if loop.calls_back_here:
-                        try:
-                            on_read(status)
-                        except BaseException as error:
-                            loop.callbacks.failed(on_read, error)
-                    else:
-                        loop.run_callback(on_read, status)
-            else:
-                self._loop.poller.disarm(self._fd, READ)
-        if events & WRITE and not self._closed:
-            if self._on_writable is not None:
-                status = self._send()
-                if status is not None:
-                    self._loop.poller.disarm(self._fd, WRITE)
-                    self._finish_write(status)
-            else:
-                self._loop.poller.disarm(self._fd, WRITE)
-        if self._on_read is None:
+    def on_readable(self) -> None:
+        on_read = self._on_read
+        if on_read is not None and not self._waiting:
+            status = self._receive()
+            if status is not None:  # as in `_finish_read`, whose call costs
+                self._on_read = self._buffer = None
+                self._read_idle = None
+                loop = self._loop
+                if loop.calls_back_here:
+                    try:
+                        on_read(status)
+                    except BaseException as error:
+                        loop.callbacks.failed(on_read, error)
+                else:
+                    loop.run_callback(on_read, status)
+                if self._on_read is None:
+                    self._rest()
+        else:
+            self._watched = False
+            self._loop.poller.disarm(self._fd, READ)
             self._rest()
 
+    def on_writable(self) -> None:
+        if self._closed:
+            return
+        if self._on_writable is not None:
+            status = self._send()
+            if status is None:
+                return
+            self._loop.poller.disarm(self._fd, WRITE)
+            self._finish_write(status)
+        else:
+            self._loop.poller.disarm(self._fd, WRITE)
+        self._rest()
+
     def on_unwatchable(self, error: OSError) -> None:
+        self._watched = False
         status = Status.from_errno(error.errno or errno.EIO, "watching the socket")
         if self._on_read is not None:
             self._finish_read(status)
@@ -167,6 +174,7 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
     def _rest(self) -> None:
         """With nothing outstanding, the poller holds us no longer."""
         if self._on_read is None and self._on_writable is None and not self._closed:
+            self._watched = False
             self._loop.poller.busy.pop(self._fd, None)
 
     def _tear_down(self) -> None:

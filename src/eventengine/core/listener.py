@@ -9,9 +9,9 @@ Who may touch what:
    started, closed, in this order. The lock is held across bind(2) and the socket hook, and so re-entrant; never
    across another callback.
 2. Accepting, pausing and closing the sockets is the loop's thread's. Before the start it has nothing to do with them.
-3. `on_shutdown` follows the last `on_accept`: `_running` counts those that were handed to the callbacks and have not
-   returned, under `_lock`; whoever brings it to nought after the sockets were closed calls `on_shutdown`. So does the
-   close, by a letter, when none runs.
+3. `on_shutdown` follows the last `on_accept`. Where callbacks run on the loop's thread, it is a letter of the close,
+   which comes after whatever runs there. On a pool, `_running` counts those that were handed over and have not
+   returned, under `_lock`; whoever brings it to nought after the sockets were closed calls `on_shutdown`.
 
 A connection is accepted only with a place in the quota's `connections`. Without one, or without a file descriptor
 left, the sockets are not watched (the kernel's backlog keeps the connections) until a place comes back or a second
@@ -35,7 +35,7 @@ from eventengine.core.host import READ
 from eventengine.core.mailbox import forked
 from eventengine.core.sockets import UnixFile, bind_and_listen, options_are_inherited, set_options
 from eventengine.engine import Endpoint, EventEngine, Listener, TaskHandle
-from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
+from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory, MemoryQuota
 from eventengine.quota import ConnectionQuota, ResourceQuota
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 
@@ -67,8 +67,11 @@ class _ListeningSocket:
         address = ResolvedAddress(sock.family, sock.getsockname())
         self.local = None if address.is_wildcard else address.normalized()
 
-    def on_ready(self, events: int) -> None:
+    def on_readable(self) -> None:
         self._acceptor.accept_from(self)
+
+    def on_writable(self) -> None:
+        """Nobody asked for this."""
 
     def on_unwatchable(self, error: OSError) -> None:
         self._acceptor.pause(PAUSE)
@@ -86,6 +89,7 @@ class Acceptor:
         "_factory",
         "_lock",
         "_loop",
+        "_memory",
         "_on_accept",
         "_on_shutdown",
         "_pause_timer",
@@ -111,8 +115,11 @@ class Acceptor:
         self._config = config
         self._factory = factory
         self._places: ConnectionQuota | None = None
-        if isinstance(factory, ResourceQuota) and factory.connections.size is not None:
-            self._places = factory.connections
+        self._memory: MemoryQuota | None = None
+        if isinstance(factory, ResourceQuota):
+            self._memory = factory.memory
+            if factory.connections.size is not None:
+                self._places = factory.connections
         self._lock = threading.RLock()
         self._sockets: list[_ListeningSocket] = []
         self._port = 0
@@ -269,39 +276,46 @@ class Acceptor:
                 sock.setblocking(False)
                 if listening.hands_down_nothing or self._config.socket_hook is not None:
                     set_options(sock, self._config)
-                allocator = self._factory.create_memory_allocator("connection")
-                for_application = self._factory.create_memory_allocator("application")
+                memory = self._memory or self._factory.create_memory_allocator("connection").memory
+                allocator = self._factory.create_memory_allocator("application")
                 if self._closed:  # by the hook or the factory, just now
                     raise ConnectionAbortedError
                 on_closed = None if self._places is None else self._places.give
-                endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, allocator.memory, on_closed)
+                endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, memory, on_closed)
             except BaseException as error:
                 sock.close()
                 self._give_place_back()
                 if not isinstance(error, OSError):  # which is how a connection ends that broke already
                     self._loop.callbacks.failed(self._config.socket_hook or self._factory, error)
                 continue
-            with self._lock:
-                self._running += 1
-            self._loop.run_callback(self._deliver, endpoint, for_application)
+            if self._loop.calls_back_here:
+                self._call(endpoint, allocator)
+            else:
+                with self._lock:
+                    self._running += 1
+                self._loop.run_callback(self._deliver, endpoint, allocator)
 
     def _give_place_back(self) -> None:
         if self._places is not None:
             self._places.give()
 
     def _deliver(self, endpoint: SocketEndpoint, allocator: MemoryAllocator) -> None:
-        """Calls `on_accept`, where callbacks run."""
+        """Calls `on_accept` on a pool."""
         try:
-            self._on_accept(endpoint, allocator)
-        except BaseException as error:
-            endpoint.close()
-            self._loop.callbacks.failed(self._on_accept, error)
+            self._call(endpoint, allocator)
         finally:
             with self._lock:
                 self._running -= 1
                 last = self._closed and not self._running and not self._sockets
             if last:
                 self._loop.run_callback(self._on_shutdown, Status.OK)
+
+    def _call(self, endpoint: SocketEndpoint, allocator: MemoryAllocator) -> None:
+        try:
+            self._on_accept(endpoint, allocator)
+        except BaseException as error:
+            endpoint.close()
+            self._loop.callbacks.failed(self._on_accept, error)
 
     def _close_sockets(self) -> None:
         for listening in self._sockets:

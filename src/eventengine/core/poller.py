@@ -43,8 +43,11 @@ _READY: Final = {_EPOLLIN: READ, _EPOLLOUT: WRITE}
 class Owner(Protocol):
     """What has a descriptor: an endpoint, a listening socket, a connection attempt."""
 
-    def on_ready(self, events: int) -> None:
-        """READ, WRITE or both may be possible now."""
+    def on_readable(self) -> None:
+        """Reading may be possible now, or would tell of an end or an error."""
+
+    def on_writable(self) -> None:
+        """Writing may be possible now, or would tell of an error."""
 
     def on_unwatchable(self, error: OSError) -> None:
         """The descriptor is not watched any more: the system refused, or the engine failed. What waits for it fails.
@@ -78,7 +81,10 @@ class Poller(ABC):
     def forget(self, fd: int) -> None:
         """To be called before `fd` is closed."""
         self.busy.pop(fd, None)
-        self.disarm(fd, READ | WRITE)
+        have = self.interest.get(fd, 0)
+        if have:
+            self._change(fd, have, 0)
+            del self.interest[fd]
 
     def dispatch(self, fd: int, events: int) -> None:
         owner = self.busy.get(fd)
@@ -86,7 +92,10 @@ class Poller(ABC):
             self.disarm(fd, READ | WRITE)
             return
         try:
-            owner.on_ready(events)
+            if events & READ:
+                owner.on_readable()
+            if events & WRITE and self.busy.get(fd) is owner:
+                owner.on_writable()
         except BaseException as error:
             self._failed(fd, owner, error)
 
@@ -164,13 +173,13 @@ class PrivatePoller(Poller):
             busy = self.busy
             for fd, mask in events:
                 owner = busy.get(fd)
-                if owner is None:
-                    self.disarm(fd, READ | WRITE)
-                    continue
-                try:
-                    owner.on_ready(_READY.get(mask, READ | WRITE))
-                except BaseException as error:
-                    self._failed(fd, owner, error)
+                if mask == _EPOLLIN and owner is not None:
+                    try:
+                        owner.on_readable()
+                    except BaseException as error:
+                        self._failed(fd, owner, error)
+                else:
+                    self.dispatch(fd, _READY.get(mask, READ | WRITE))
         finally:
             loop.end()
 

@@ -1,5 +1,7 @@
 """The reading half of a socket's endpoint. Who may touch what stands in `endpoint`.
 
+`_watched` spares asking the poller for each read: it is only true while the poller watches for READ and holds us.
+
 The block is taken when there is something to read, so an idle endpoint has none. While the quota has no room, READ is
 disarmed and the endpoint stands in the quota's line (`_on_room`). It enlists first and tries once more after, so no
 wake-up is lost; a wake-up that finds it no longer waiting is passed on.
@@ -73,6 +75,7 @@ class ReadingHalf(Endpoint):
         "_sock",
         "_target",
         "_waiting",
+        "_watched",
     )
 
     def __init__(self, loop: Loop, sock: socket.socket, memory: MemoryQuota) -> None:
@@ -84,7 +87,7 @@ class ReadingHalf(Endpoint):
         self._on_read: OnDone | None = None
         self._buffer: SliceBuffer | None = None
         self._hint = 1
-        self._eager = self._waiting = False
+        self._eager = self._waiting = self._watched = False
         self._small_reads = 0
         self._target = FIRST_TARGET
         self._pool = memory.pools[FIRST_TARGET]
@@ -122,15 +125,16 @@ class ReadingHalf(Endpoint):
             self._on_read = self._buffer = None
             self._read_idle = None
             return True
-        if not self._waiting:
-            poller = loop.poller
-            fd = self._fd
-            if poller.busy.get(fd) is not self or not poller.interest.get(fd, 0) & READ:
-                poller.arm(fd, READ, self)
+        if not self._watched and not self._waiting:
+            self._watched = True
+            loop.poller.arm(self._fd, READ, self)
         return False
 
     @abstractmethod
-    def on_ready(self, events: int) -> None: ...
+    def on_readable(self) -> None: ...
+
+    @abstractmethod
+    def on_writable(self) -> None: ...
 
     @abstractmethod
     def on_unwatchable(self, error: OSError) -> None: ...
@@ -223,6 +227,7 @@ class ReadingHalf(Endpoint):
         block = memory.try_block(self._target)
         if block is None:
             self._waiting = True
+            self._watched = False
             self._loop.poller.busy[self._fd] = self
             self._loop.poller.disarm(self._fd, READ)
         else:

@@ -161,7 +161,7 @@ class ThreadHost(Host):
         """On its own thread: `run` returns after this turn."""
         self._stopping = True
 
-    def on_ready(self, events: int) -> None:
+    def on_readable(self) -> None:
         """The pipe was written to."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
@@ -170,6 +170,9 @@ class ThreadHost(Host):
                 self._mail.popleft()()
             except Exception as error:  # else the poller would forget the pipe, and nobody could wake us again
                 self.log_exception("the event engine itself raised", error)
+
+    def on_writable(self) -> None:
+        """Nobody asked for this."""
 
     def on_unwatchable(self, error: OSError) -> None:
         raise error
