@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 from types import SimpleNamespace
@@ -32,7 +34,9 @@ class FakeQueue:
             if change.flags == 1:
                 self.wanted.add((change.ident, change.filter))
             else:
-                self.wanted.remove((change.ident, change.filter))  # ENOENT, as a KeyError
+                if (change.ident, change.filter) not in self.wanted:
+                    raise FileNotFoundError(errno.ENOENT, "not registered")
+                self.wanted.remove((change.ident, change.filter))
         if not limit:
             return []
         found: list[object] = []
@@ -84,3 +88,60 @@ def test_only_what_changed_is_told_to_the_system(queue: kqueue.Kqueue) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+class Refusing(FakeQueue):
+    """Refuses what a test says, as the system does for want of memory."""
+
+    refuses: frozenset[tuple[int, int]] = frozenset()
+
+    def control(
+        self, changes: list[SimpleNamespace] | None, limit: int, timeout: float | None = None
+    ) -> list[object]:
+        if any((change.ident, change.filter) in self.refuses for change in changes or []):
+            raise OSError(errno.ENOMEM, "refused")
+        return super().control(changes, limit, timeout)
+
+
+@pytest.fixture
+def refusing(queue: kqueue.Kqueue) -> Refusing:
+    system = Refusing()
+    queue._queue = system
+    return system
+
+
+def test_after_a_change_that_the_system_refused_the_number_can_be_registered_anew(
+    queue: kqueue.Kqueue, refusing: Refusing
+) -> None:
+    queue.register(5, 1)
+    refusing.refuses = frozenset({(5, -2)})
+    with pytest.raises(OSError, match="refused"):
+        queue.modify(5, 1 | 4)
+    refusing.refuses = frozenset()
+    refusing.wanted.clear()  # the descriptor was closed, and the next one has its number
+    queue.register(5, 1 | 4)
+    assert refusing.wanted == {(5, -1), (5, -2)}
+
+
+def test_a_number_whose_descriptor_was_closed_behind_our_back_can_be_registered_anew(
+    queue: kqueue.Kqueue, refusing: Refusing
+) -> None:
+    queue.register(5, 1)
+    refusing.wanted.clear()
+    with contextlib.suppress(OSError):
+        queue.unregister(5)
+    queue.register(5, 1)
+    assert refusing.wanted == {(5, -1)}
+
+
+def test_after_a_change_that_the_system_refused_unregistering_leaves_nothing_there(
+    queue: kqueue.Kqueue, refusing: Refusing
+) -> None:
+    queue.register(5, 1)
+    refusing.refuses = frozenset({(5, -2)})
+    with pytest.raises(OSError, match="refused"):
+        queue.modify(5, 1 | 4)
+    refusing.refuses = frozenset()
+    with contextlib.suppress(OSError):
+        queue.unregister(5)
+    assert refusing.wanted == set()

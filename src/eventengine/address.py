@@ -20,6 +20,16 @@ _AF_VSOCK = getattr(socket, "AF_VSOCK", -1)
 _UNIX_PATH_BYTES = 107  # sun_path holds 108 bytes on Linux, the last one is the terminator of a path
 
 
+_MOST_32_BITS = 2**32 - 1
+
+
+def _check_port(port: int, most: int) -> None:
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be an int, not {type(port).__name__}")
+    if not 0 <= port <= most:
+        raise ValueError(f"port {port} is out of range; a port is a number from 0 to {most}")
+
+
 class ResolvedAddress:
     """The address of a TCP, unix or vsock socket. Immutable, hashable; equal when family and address are.
 
@@ -43,10 +53,9 @@ class ResolvedAddress:
 
         Raises ValueError, saying what was wrong, for a name or a port out of range.
         """
-        if isinstance(port, bool) or not isinstance(port, int):
-            raise TypeError(f"port must be an int, not {type(port).__name__}")
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port {port} is out of range; a port is a number from 0 to 65535")
+        if not isinstance(host, str):
+            raise TypeError(f"host must be a str, not {type(host).__name__}")
+        _check_port(port, 65535)
         try:
             ip = ipaddress.ip_address(host)
         except ValueError:
@@ -59,12 +68,13 @@ class ResolvedAddress:
         zone = ip.scope_id
         if zone is not None:
             try:
-                scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+                is_number = zone.isascii() and zone.isdigit() and len(zone) <= 10 and int(zone) <= _MOST_32_BITS
+                scope = int(zone) if is_number else socket.if_nametoindex(zone)
             except OSError:
                 raise ValueError(
                     f"{host!r} names the interface {zone!r}, which this machine does not have"
                 ) from None
-        return cls(socket.AF_INET6, (str(ip).partition("%")[0], port, 0, scope))
+        return cls(socket.AF_INET6, (socket.inet_ntop(socket.AF_INET6, ip.packed), port, 0, scope))
 
     @classmethod
     def parse(cls, text: str) -> ResolvedAddress:
@@ -111,7 +121,7 @@ class ResolvedAddress:
         cid, _, port = rest.partition(":")
         if not (cid.isascii() and cid.isdigit() and port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} is not a vsock address; write vsock:cid:port, both as numbers")
-        if max(int(cid), int(port)) > 0xFFFFFFFF:
+        if max(len(cid), len(port)) > 10 or max(int(cid), int(port)) > _MOST_32_BITS:
             raise ValueError(f"{text!r}: a vsock cid and port are numbers below 2**32")
         if _AF_VSOCK < 0:
             raise ValueError(f"{text!r}: this system has no vsock sockets")
@@ -132,7 +142,7 @@ class ResolvedAddress:
         """The IP address, with its scope where it has one; a unix socket's path or name; a vsock's cid."""
         address = self._sockaddr
         if isinstance(address, bytes):
-            return os.fsdecode(address.lstrip(b"\0"))
+            return os.fsdecode(address[1:])
         if isinstance(address, str):
             return address
         if len(address) == 4 and address[3] and "%" not in address[0]:
@@ -162,6 +172,7 @@ class ResolvedAddress:
         address = self._sockaddr
         if isinstance(address, str | bytes):
             raise ValueError(f"{self} has no port")
+        _check_port(port, _MOST_32_BITS if self._family == _AF_VSOCK else 65535)
         if len(address) == 4:
             return ResolvedAddress(self._family, (address[0], port, address[2], address[3]))
         if isinstance(address[0], int):

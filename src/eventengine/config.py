@@ -50,19 +50,30 @@ class EndpointConfig:
         for name in ("keepalive_idle", "keepalive_interval"):
             _check(name, getattr(self, name), 1, 32767, "whole seconds from 1 to 32767")
         _check("keepalive_count", self.keepalive_count, 1, 127, "a number from 1 to 127")
-        _check("user_timeout", self.user_timeout, 0.001, 2147483, "seconds from 0.001 to 2147483")
+        _check("user_timeout", self.user_timeout, 0.001, 2147483, "seconds from 0.001 to 2147483", whole=False)
         for name in ("send_buffer_size", "receive_buffer_size"):
             _check(name, getattr(self, name), 1, 2**31 - 1, "bytes from 1 to 2**31 - 1")
         _check("dscp", self.dscp, 0, 63, "a code point from 0 to 63")
-        _check("backlog", self.backlog, 0, 65535, "a number from 0 to 65535")
+        _check("backlog", self.backlog, 0, 65535, "a number from 0 to 65535", optional=False)
         if self.socket_hook is not None and not callable(self.socket_hook):
             raise TypeError(f"socket_hook must be callable, not {type(self.socket_hook).__name__}")
 
 
-def _check(name: str, value: float | None, low: float, high: float, allowed: str) -> None:
-    if value is None:
+def _check(
+    name: str,
+    value: float | None,
+    low: float,
+    high: float,
+    allowed: str,
+    *,
+    whole: bool = True,
+    optional: bool = True,
+) -> None:
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be {allowed}, not {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must be {allowed}")
+    if whole and isinstance(value, float) and not (name.startswith("keepalive_i") and value.is_integer()):
+        raise TypeError(f"{name} must be {allowed}, not {value}")

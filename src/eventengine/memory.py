@@ -2,7 +2,9 @@
 
 Rules:
 
-1. `_taken` is what the quota has made and lent: whole blocks, in use or pooled, and reservations. It changes only
+1. `_lock` is re-entrant, for a collection within the code that holds it may run a `__del__` of the application's that
+   releases or closes something; no statement under it spans a call between reading and writing what it protects.
+   `_taken` is what the quota has made and lent: whole blocks, in use or pooled, and reservations. It changes only
    under `_lock`. Blocks die in any thread, also inside a garbage collection that interrupts a holder of the lock, so
    what they give back is appended to `_given` (a deque's append is atomic) and folded in by the next who locks.
 2. Taking never fails and never waits. What bounds memory is that *reading* waits: `try_block` gives None while there
@@ -64,7 +66,10 @@ def parse_size(size: int | str) -> int:
 
     Raises ValueError with the text that was given and what is allowed.
     """
+    given = size
     if isinstance(size, str):
+        if len(size) > 40:
+            raise ValueError(f"a size of {size[:40]!r}... is out of range; it must be at most 2**62 bytes")
         match = _SIZE.fullmatch(size)
         unit = _UNITS.get(match[2].upper()) if match else None
         if match is None or unit is None:
@@ -73,8 +78,18 @@ def parse_size(size: int | str) -> int:
     elif isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f'a size is an int of bytes or a text such as "64MiB", not {type(size).__name__}')
     if not 1 <= size <= UNLIMITED:
-        raise ValueError(f"a size of {size} bytes is out of range; it must be at least 1")
+        raise ValueError(f"a size of {given!r} is out of range; it must be at least 1 and at most 2**62 bytes")
     return size
+
+
+def _check_int(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} is an int, not {type(value).__name__}")
+
+
+def _check_request(request: object) -> None:
+    if not isinstance(request, MemoryRequest):
+        raise TypeError(f"a MemoryRequest is needed, not {type(request).__name__}")
 
 
 def check_quota_size(size: int | str) -> int:
@@ -96,6 +111,8 @@ class MemoryRequest:
     max: int | None = None
 
     def __post_init__(self) -> None:
+        for bound in (self.min, self.most):
+            _check_int("a bound of a MemoryRequest", bound)
         if not 0 <= self.min <= (self.min if self.max is None else self.max):
             raise ValueError(f"MemoryRequest({self.min}, {self.max}): 0 <= min <= max must hold")
 
@@ -113,7 +130,7 @@ class MemoryQuota:
     __slots__ = ("__weakref__", "_given", "_lock", "_peak", "_size", "_taken", "is_tight", "pools", "waiters")
 
     def __init__(self, size: int = UNLIMITED) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._size = size
         self._taken = 0
         self._peak = 0
@@ -187,7 +204,10 @@ class MemoryQuota:
                 pass
         with self._lock:
             self._fold()
-            size = _block_size(self._sized(minimum, most))
+            wanted = self._sized(minimum, most)
+            size = _block_size(wanted)
+            if wanted < most and size > wanted and size // 2 >= max(minimum, SMALLEST_BLOCK):
+                size //= 2  # or rounding up would undo the shrinking
             self._trim(self._taken + size - self._size)
             return self._new_block(size)
 
@@ -250,13 +270,16 @@ class MemoryQuota:
     # What follows is called with the lock held.
 
     def _new_block(self, size: int) -> Block:
-        block = Block(size, self, self.pools.get(size))  # first, for it may fail
+        # One that is more than a request may have would, pooled, be a way to get it.
+        pool = self.pools.get(size) if size <= max(SMALLEST_BLOCK, self._size >> 4) else None
+        block = Block(size, self, pool)  # first, for it may fail
         self._count(size)
         return block
 
     def _fold(self) -> None:
         while self._given:
-            self._taken -= self._given.popleft()
+            amount = self._given.popleft()
+            self._taken -= amount
         self.is_tight = self._taken > self._size * _TIGHT
 
     def _count(self, amount: int) -> None:
@@ -282,10 +305,29 @@ class MemoryQuota:
             for pool in reversed(self.pools.values()):
                 while pool and amount > 0:
                     try:
-                        amount -= len(pool.pop())  # it dies here, and leaves its charge in _given
+                        block = pool.pop()
                     except IndexError:  # another thread took the last one
                         break
+                    size = len(block)
+                    block.owner = _NOBODY  # that it dies is no news for those who wait
+                    self._taken -= size
+                    amount -= size
             self._fold()
+
+
+class _Nobody:
+    """The owner of a block whose charge was given back for it."""
+
+    waiters = ()
+
+    def give(self, amount: int) -> None:
+        """Nothing is left to give."""
+
+    def wake_one(self) -> None:
+        """Nobody waits."""
+
+
+_NOBODY = _Nobody()
 
 
 def _block_size(wanted: int) -> int:
@@ -329,6 +371,7 @@ class MemoryAllocator:
         They are counted until `release` or `close`. Less than the maximum is granted under pressure, and never more
         than a sixteenth of the quota beyond the minimum.
         """
+        _check_request(request)
         self._check_open()
         amount = self._memory.take(request)
         with self._memory._lock:
@@ -340,6 +383,7 @@ class MemoryAllocator:
 
     def release(self, n: int) -> None:
         """Gives back `n` reserved bytes. Raises ValueError for a negative `n` or more than is reserved."""
+        _check_int("a count of bytes", n)
         with self._memory._lock:
             self._check_open()
             if not 0 <= n <= self._reserved:
@@ -349,6 +393,7 @@ class MemoryAllocator:
 
     def make_reservation(self, request: MemoryRequest) -> Reservation:
         """As `reserve`, for an object that gives the bytes back when it is released or collected."""
+        _check_request(request)
         self._check_open()
         return Reservation(self._memory, self._memory.take(request))
 
@@ -357,6 +402,7 @@ class MemoryAllocator:
 
         Its memory is counted, rounded up to the block it lies in, until the last view of it is gone.
         """
+        _check_request(request)
         self._check_open()
         if not request.most:
             return Slice.of(b"")
@@ -380,8 +426,8 @@ class MemoryAllocator:
             self._memory.give(amount)
 
     def __del__(self) -> None:
-        if self._reserved:
-            self._memory.give(self._reserved)
+        if hasattr(self, "_closed"):  # else its making failed
+            self.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -405,23 +451,24 @@ class MemoryAllocatorFactory(Protocol):
 class Reservation:
     """Bytes counted in a quota until `release`, the end of a `with` block, or the end of this object."""
 
-    __slots__ = ("_memory", "_size")
+    __slots__ = ("_held", "_memory")
 
     def __init__(self, memory: MemoryQuota, size: int) -> None:
         self._memory = memory
-        self._size = size
+        self._held = [size]  # emptied by who releases, which is atomic
 
     @property
     def size(self) -> int:
         """The bytes that are reserved; 0 once they were released."""
-        return self._size
+        return sum(self._held)
 
     def release(self) -> None:
         """Gives the bytes back. May be called twice, and from any thread."""
-        with self._memory._lock:
-            size, self._size = self._size, 0
-        if size:
-            self._memory.give(size)
+        try:
+            size = self._held.pop()
+        except IndexError:
+            return
+        self._memory.give(size)
 
     def __enter__(self) -> Self:
         return self
@@ -432,8 +479,8 @@ class Reservation:
         self.release()
 
     def __del__(self) -> None:
-        if self._size:
-            self._memory.give(self._size)
+        if hasattr(self, "_held"):  # else its making failed
+            self.release()
 
 
 _quotas: weakref.WeakSet[MemoryQuota] = weakref.WeakSet()
@@ -442,7 +489,7 @@ _quotas: weakref.WeakSet[MemoryQuota] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     # The lock may have been held by a thread that the child does not have; the waiters are the parent's endpoints.
     for memory in list(_quotas):
-        memory._lock = threading.Lock()
+        memory._lock = threading.RLock()
         memory.waiters.clear()
 
 

@@ -107,6 +107,8 @@ class ThreadQuota(_Counter):
 
     def reserve(self, n: int) -> None:
         """Counts `n` threads. Raises StatusError(RESOURCE_EXHAUSTED) when that is more than are left."""
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"a number of threads is an int, not {type(n).__name__}")
         if n < 1:
             raise ValueError(f"{n} threads were asked for; it must be 1 or more")
         if not self._take(n):

@@ -94,7 +94,10 @@ class Slice:
         return cls(_view_of(data))
 
     def __del__(self) -> None:
-        block = self._view.obj
+        try:
+            block = self._view.obj
+        except AttributeError:  # its making failed
+            return
         if type(block) is Block and not _is_finalized(self):
             del self._view
             if (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
@@ -165,7 +168,15 @@ def _count_ours() -> int:
     gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not gil:
         return -1
-    parts = [memoryview(bytearray(1))]
+    trace = sys.gettrace()
+    sys.settrace(None)  # a debugger that looks at the locals refers to them, too
+    try:
+        return _probe([memoryview(bytearray(1))])
+    finally:
+        sys.settrace(trace)
+
+
+def _probe(parts: list[memoryview]) -> int:
     block = parts.pop().obj
     return _references(block)
 
@@ -235,6 +246,7 @@ class SliceBuffer:
         `into` is this buffer.
         """
         self._check_count(n)
+        _check_is_buffer(into)
         if into is self:
             raise ValueError("move_first needs another SliceBuffer to move into")
         parts = self._parts
@@ -257,6 +269,8 @@ class SliceBuffer:
         Returns the number of bytes copied.
         """
         view = memoryview(target).cast("B")
+        if view.readonly:
+            raise TypeError(f"copy_first_into needs a writable bytes-like object, not {type(target).__name__}")
         done = 0
         for part in self._parts:
             if done == len(view):
@@ -281,6 +295,7 @@ class SliceBuffer:
 
     def swap(self, other: SliceBuffer) -> None:
         """Exchanges the contents of the two buffers."""
+        _check_is_buffer(other)
         self._parts, other._parts = other._parts, self._parts
         self._length, other._length = other._length, self._length
 
@@ -292,6 +307,8 @@ class SliceBuffer:
             recycle_last(parts)
 
     def _check_count(self, n: int) -> None:
+        if not isinstance(n, int):
+            raise TypeError(f"a count of bytes is an int, not {type(n).__name__}")
         if n < 0:
             raise ValueError(f"{n} bytes were asked for; a count is 0 or more")
         if n > self._length:
@@ -299,3 +316,8 @@ class SliceBuffer:
 
     def __repr__(self) -> str:
         return f"<SliceBuffer of {self._length} bytes in {len(self._parts)} slices>"
+
+
+def _check_is_buffer(value: object) -> None:
+    if not isinstance(value, SliceBuffer):
+        raise TypeError(f"a SliceBuffer is needed, not {type(value).__name__}")

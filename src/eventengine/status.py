@@ -79,6 +79,9 @@ class Status:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Status does not change; cannot set {name}")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a Status does not change; cannot delete {name}")
+
     @classmethod
     def from_errno(cls, errno: int, doing: str) -> Status:
         """The status for a failed system call: `doing` says what was tried, in a few words.

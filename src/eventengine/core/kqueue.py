@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from typing import Any, Final
 
@@ -32,7 +33,11 @@ class Kqueue:
         self.modify(fd, mask)
 
     def unregister(self, fd: int) -> None:
-        self.modify(fd, 0)
+        self._masks.pop(fd, None)
+        for which in (_select.KQ_FILTER_READ, _select.KQ_FILTER_WRITE):
+            # One by one, and whether we think it is there or not: a change that was refused may have been made in part.
+            with contextlib.suppress(OSError):
+                self._queue.control([_select.kevent(fd, which, _select.KQ_EV_DELETE)], 0)
 
     def modify(self, fd: int, mask: int) -> None:
         have = self._masks.get(fd, 0)

@@ -91,9 +91,13 @@ class Mailbox:
         """Runs all that is there, and what that posts; nothing is taken any more."""
         self._closed = True
         interrupt: BaseException | None = None
-        while self._queue:
+        while True:
             try:
-                self._queue.popleft()()
+                letter = self._queue.popleft()
+            except IndexError:  # also when another thread closes, too
+                break
+            try:
+                letter()
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:

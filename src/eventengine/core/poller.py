@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from eventengine.core.host import READ, WRITE, Host
 from eventengine.core.kqueue import Kqueue
+from eventengine.status import ClosedResourceError
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
@@ -84,7 +85,7 @@ class Poller(ABC):
         have = self.interest.get(fd, 0)
         if have:
             self._change(fd, have, 0)
-            del self.interest[fd]
+            self.interest.pop(fd, None)
 
     def dispatch(self, fd: int, events: int) -> None:
         owner = self.busy.get(fd)
@@ -104,9 +105,9 @@ class Poller(ABC):
         if not isinstance(error, KeyboardInterrupt | SystemExit):
             if self.busy.get(fd) is owner:
                 self.forget(fd)
-            self._loop.post(
-                partial(owner.on_unwatchable, OSError(errno.EIO, f"the engine itself raised {error!r}"))
-            )
+            fault = OSError(errno.EIO, f"the engine itself raised {error!r}")
+            with contextlib.suppress(ClosedResourceError):  # then all has ended
+                self._loop.post(partial(owner.on_unwatchable, fault))
         self._loop.callbacks.failed(owner, error)
 
     def _ask(self, fd: int, have: int, events: int) -> None:
@@ -114,7 +115,7 @@ class Poller(ABC):
         if events:
             self.interest[fd] = events
         else:
-            del self.interest[fd]
+            self.interest.pop(fd, None)  # while the engine closes, an endpoint's close may have been faster
 
     @abstractmethod
     def _change(self, fd: int, have: int, events: int) -> None:

@@ -61,14 +61,14 @@ class Gate:
 
     There is no lock, for a garbage collection within a `wake` may call another one. Who enters puts a mark first and
     looks at `is_closed` after; who closes sets `is_closed` first and looks for marks after. If there are any, the last
-    one out has `on_closed` called; it may be called twice, and must not mind.
+    one out has `on_closed` called. Two may find themselves the last: who takes it out calls it.
     """
 
     __slots__ = ("_inside", "_on_closed", "is_closed")
 
     def __init__(self, on_closed: Callable[[], object]) -> None:
         self._inside: list[None] = []
-        self._on_closed = on_closed
+        self._on_closed = [on_closed]
         self.is_closed = False
 
     def __enter__(self) -> None:
@@ -85,20 +85,23 @@ class Gate:
 
     def _leave(self) -> None:
         self._inside.pop()
-        if self.is_closed and not self._inside:
-            self._on_closed()
+        if self.is_closed:
+            self._end()
 
     def close(self) -> None:
         self.is_closed = True
+        self._end()
+
+    def _end(self) -> None:
         if not self._inside:
-            self._on_closed()
+            with contextlib.suppress(IndexError):
+                self._on_closed.pop()()
 
 
 class ThreadHost(Host):
     """The loop of the default engine; a `LoopThread` runs `run`."""
 
     __slots__ = (
-        "_ends",
         "_gate",
         "_mail",
         "_poller",
@@ -112,7 +115,6 @@ class ThreadHost(Host):
     def __init__(self) -> None:
         self._mail: deque[Callable[[], object]] = deque()
         self._reader, self._writer = os.pipe()
-        self._ends = [self._reader, self._writer]  # those that are open; popping is atomic
         self._gate = Gate(self._close_pipe)
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -153,9 +155,8 @@ class ThreadHost(Host):
         self._gate.close()
 
     def _close_pipe(self) -> None:
-        with contextlib.suppress(IndexError):  # another one found itself the last, too
-            while True:
-                os.close(self._ends.pop())
+        os.close(self._reader)
+        os.close(self._writer)
 
     def stop(self) -> None:
         """On its own thread: `run` returns after this turn."""

@@ -1,0 +1,110 @@
+"""Timers that other threads set: in their order, cancelled on their way, or too late."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventengine.core import timers as timers_module
+from eventengine.core.timers import Timers
+from eventengine.status import ClosedResourceError
+from hand_turned import elsewhere, hand_turned
+from manual_host import ManualHost, make_loop
+
+
+def test_a_timer_of_another_thread_keeps_its_place_however_many_letters_wait() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    ran: list[str] = []
+    loop.timers.schedule(0.1, lambda: ran.append("0.1, of the loop's thread"))
+
+    def from_elsewhere() -> None:
+        for _ in range(1000):
+            loop.post(lambda: None)
+        loop.timers.schedule(0.0, lambda: ran.append("0.0, of another"))
+
+    elsewhere(from_elsewhere)
+    host.now += 1.0
+    host.fire()
+    assert ran == ["0.0, of another", "0.1, of the loop's thread"]
+
+
+def run_all(host: ManualHost) -> None:
+    while host.fire() or host.woken:
+        host.turn()
+
+
+def test_more_timers_than_a_turn_takes_in_run_in_the_order_of_their_deadlines() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    ran: list[int] = []
+    count = timers_module._DROPPED_PER_TURN + 500
+    loop.timers.schedule(count / 1000 + 1, lambda: ran.append(count))
+
+    def from_elsewhere() -> None:
+        for n in reversed(range(count)):
+            loop.timers.schedule(n / 1000, lambda n=n: ran.append(n))
+
+    elsewhere(from_elsewhere)
+    host.now += count
+    run_all(host)
+    assert ran == list(range(count + 1))
+
+
+def test_timers_of_another_thread_cost_one_letter_and_those_cancelled_on_their_way_never_run() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    ran: list[int] = []
+    answers: list[bool] = []
+
+    def from_elsewhere() -> None:
+        handles = [loop.timers.schedule(n, lambda n=n: ran.append(n)) for n in range(100)]
+        answers.extend(loop.timers.cancel(handle) for handle in handles[1:])
+
+    elsewhere(from_elsewhere)
+    assert len(host.woken) == 1
+    host.now += 1000
+    host.turn()
+    assert len(host.timers) == 1
+    run_all(host)
+    assert (ran, answers) == ([0], [True] * 99)
+    assert host.timers == {}
+
+
+def test_timers_of_another_thread_that_are_all_cancelled_leave_nothing_on_the_host() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+
+    def from_elsewhere() -> None:
+        assert loop.timers.cancel(loop.timers.schedule(1.0, lambda: pytest.fail("it was cancelled")))
+
+    elsewhere(from_elsewhere)
+    run_all(host)
+    assert (host.timers, host.delays) == ({}, [])
+
+
+def test_a_timer_of_another_thread_is_refused_or_dropped_once_the_engine_has_closed_its_timers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    close = Timers.close
+    ran: list[str] = []
+    refused: list[bool] = []
+
+    def schedule(timers: Timers) -> None:
+        try:
+            timers.schedule(0.0, lambda: ran.append("after the close"))
+        except ClosedResourceError:
+            refused.append(True)
+
+    def then_another(self: Timers) -> None:
+        close(self)
+        elsewhere(lambda: schedule(self))  # it saw the engine open, a moment ago
+
+    monkeypatch.setattr(Timers, "close", then_another)
+    with hand_turned() as (engine, host):
+        engine.run_after(1.0, lambda: ran.append("pending"))
+        engine.close()
+        assert (host.timers, refused) == ({}, [True])
+        host.now += 10
+        host.fire()
+        host.settle()
+        assert ran == []
