@@ -40,6 +40,7 @@ class Target:
         self.address = ResolvedAddress.from_sockaddr(self.listener.family, self.listener.getsockname())
         self.accepted = 0
         self.results: list[Future[object]] = []
+        self._noting = threading.Lock()
         self._handler = handler
         self._threads = ThreadPoolExecutor(128)
         self._acceptor = threading.Thread(target=self._accept)
@@ -53,9 +54,12 @@ class Target:
                 return
             self.accepted += 1
             connection.settimeout(TIMEOUT)
-            self.results.append(self._threads.submit(self._handle, connection))
+            with self._noting:
+                self.results.append(self._threads.submit(self._handle, connection))
 
     def _handle(self, connection: socket.socket) -> object:
+        with self._noting:  # who sees what the handler did finds its result in the list
+            pass
         with connection:
             return self._handler(connection)
 

@@ -53,7 +53,7 @@ class HostedEventEngine(EventEngine):
         thread: The thread that runs the loop, if it is the engine's own to end.
     """
 
-    __slots__ = ("__weakref__", "_connector", "_lookups", "_loop", "_open", "_schedule", "_thread")
+    __slots__ = ("__weakref__", "_cancel", "_connector", "_lookups", "_loop", "_open", "_schedule", "_thread")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class HostedEventEngine(EventEngine):
         )
         self._loop = loop
         self._schedule = loop.timers.schedule
+        self._cancel = loop.timers.cancel
         self._connector = Connector(loop)
         self._lookups = LookupPool()
         self._thread = thread
@@ -111,8 +112,9 @@ class HostedEventEngine(EventEngine):
         return self._schedule(delay, closure)
 
     def cancel(self, handle: TaskHandle) -> bool:
-        self._check_not_forked()
-        return self._loop.timers.cancel(handle)
+        if self._loop.is_forked:
+            raise self._why_closed()
+        return self._cancel(handle)
 
     def connect(
         self,

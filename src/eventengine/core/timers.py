@@ -40,7 +40,7 @@ __all__ = ["Timers", "check_seconds"]
 
 LIMIT: Final = 256
 LONGEST: Final = 3600.0  # of a host's timer: reactors and libuv overflow on huge ones
-_LOOKED_AT: Final = 1023  # how dead a heap is, whenever its length is a multiple of one more
+_LOOKED_AT: Final = 1023  # how dead the heap is, once for so many timers
 _MOVED_PER_TIMER: Final = 4
 _DROPPED_PER_TURN: Final = 4096
 
@@ -80,6 +80,7 @@ class Timers:
         "_loop",
         "_old",
         "_pending",
+        "_quick_from",
         "_tidying",
         "_time",
     )
@@ -95,6 +96,7 @@ class Timers:
         self._called = False
         self._host_timer: object = None
         self._armed_at = math.inf
+        self._quick_from = math.inf  # `_armed_at` while `_old` is empty: such deadlines need nothing but the heap
         self._tidying = False
 
     def schedule(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
@@ -103,12 +105,10 @@ class Timers:
         handle = _next_task_handle()
         self._pending[handle] = closure
         loop = self._loop
-        if get_ident() == loop.thread or loop.is_here():
-            heap = self._heap
-            if deadline >= self._armed_at and len(heap) & _LOOKED_AT and not self._old:
-                heappush(heap, (deadline, handle))
-            else:
-                self._insert(deadline, handle)
+        if get_ident() == loop.thread and deadline >= self._quick_from and handle & _LOOKED_AT:
+            heappush(self._heap, (deadline, handle))  # nothing is to be armed or moved
+        elif loop.is_here():
+            self._insert(deadline, handle)
         else:
             self._arrived.append((deadline, handle))
             if not self._called:
@@ -129,7 +129,7 @@ class Timers:
         """Rule 1. Any thread."""
         if self._pending.pop(handle, None) is None:
             return False
-        if not self._pending:
+        if not self._pending and not self._tidying:
             self._post_tidy()
         return True
 
@@ -152,6 +152,7 @@ class Timers:
             self._move_some()
         elif len(self._heap) > 2 * len(self._pending) + 1024:
             self._old, self._heap = self._heap, []
+        self._quick_from = math.inf if self._old else self._armed_at
         heappush(self._heap, (deadline, handle))
         if deadline < self._armed_at:
             self._arm(deadline)
@@ -176,6 +177,7 @@ class Timers:
     def _arm(self, deadline: float) -> None:
         self._disarm()
         self._armed_at = deadline
+        self._quick_from = math.inf if self._old else deadline
         delay = deadline - self._time()
         self._host_timer = self._loop.host.call_later(min(max(delay, 0.0), LONGEST), self._on_host_timer)
 
@@ -183,11 +185,11 @@ class Timers:
         if self._host_timer is not None:
             self._loop.host.cancel(self._host_timer)
             self._host_timer = None
-            self._armed_at = math.inf
+            self._armed_at = self._quick_from = math.inf
 
     def _on_host_timer(self) -> None:
         self._host_timer = None
-        self._armed_at = math.inf
+        self._armed_at = self._quick_from = math.inf
         with self._loop:
             try:
                 self._take_in()
@@ -240,7 +242,6 @@ class Timers:
             self._post_tidy()
 
     def _post_tidy(self) -> None:
-        if not self._tidying:
-            self._tidying = True
-            with contextlib.suppress(ClosedResourceError):  # then `close` does it
-                self._loop.post(self._tidy)
+        self._tidying = True
+        with contextlib.suppress(ClosedResourceError):  # then `close` does it
+            self._loop.post(self._tidy)
