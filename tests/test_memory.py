@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from eventengine.memory import MemoryAllocator, MemoryQuota, MemoryRequest, Reservation, parse_size
-from eventengine.slices import Slice, SliceBuffer
+from eventengine.slices import Block, Pool, Slice, SliceBuffer
 from eventengine.status import ClosedResourceError
 from together import run_script, run_together
 
@@ -414,9 +414,11 @@ def test_free_blocks_are_no_pressure() -> None:
 
 
 @pytest.mark.parametrize("take", ["make_slice", "try_block"])
-def test_a_free_block_is_no_way_round_the_sixteenth(take: str) -> None:
-    memory, allocator = limited(64 * KIB)
+@pytest.mark.parametrize("size_before", [64 * KIB, MIB])
+def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int) -> None:
+    memory, allocator = limited(size_before)
     allocator.make_slice(exactly(32 * KIB))
+    memory.resize(64 * KIB)
     if take == "make_slice":
         taken = allocator.make_slice(MemoryRequest(1, 32 * KIB)).storage_bytes
     else:
@@ -771,6 +773,40 @@ assert woken
     )
 
 
+@pytest.mark.parametrize("garbage", [name for name in GARBAGE if not name.startswith("owner")])
+def test_what_is_collected_does_not_wait_for_a_thread_that_is_in_the_code_of_the_quota(garbage: str) -> None:
+    run_script(
+        f"""
+import gc, threading
+from eventengine import MemoryRequest, ResourceQuota
+
+class Cycle:
+    def __init__(self, held):
+        self.held, self.self = held, self
+
+quota = ResourceQuota(memory="64KiB")
+allocator = quota.create_memory_allocator("")
+inside, collected = threading.Event(), threading.Event()
+
+def be_inside():
+    with quota.memory._lock:
+        inside.set()
+        collected.wait()
+
+gc.disable()
+{GARBAGE[garbage]}
+thread = threading.Thread(target=be_inside)
+thread.start()
+inside.wait()
+gc.collect()
+collected.set()
+thread.join()
+assert quota.memory.used == 0, quota.memory.used
+""",
+        hangs_after=10,
+    )
+
+
 def test_a_larger_size_makes_room_and_a_smaller_one_takes_nothing_away() -> None:
     memory, allocator = limited(1000)
     part = allocator.copy(bytes(800))
@@ -807,7 +843,7 @@ def test_a_smaller_size_frees_the_blocks_that_are_kept() -> None:
     memory.resize(4 * KIB)
     memory.resize(MIB)
     allocator.reserve(exactly(32 * KIB))
-    assert memory.peak == 36 * KIB
+    assert memory.peak <= 36 * KIB
 
 
 @pytest.mark.parametrize("bad", [0, -1, 255, "255B", "much", "1MB"])
@@ -957,6 +993,29 @@ def test_room_that_is_made_of_free_blocks_for_someone_else_wakes_nobody() -> Non
     waiters.add("ab")
     allocator.reserve(exactly(KIB))
     assert waiters.take_woken() == ""
+
+
+@pytest.mark.parametrize("hold", [lambda part: [part], lambda part: SliceBuffer([part])], ids=["slice", "buffer"])
+def test_a_waiter_is_woken_though_another_takes_a_little_of_what_came_back(hold: Callable[[Slice], Any]) -> None:
+    memory, allocator = limited(16 * KIB)
+    waiters = Waiters(memory)
+
+    class Contested(Pool):
+        """Whoever returns a block is overtaken by another thread, which makes room for a byte of its own."""
+
+        __slots__ = ()
+
+        def append(self, block: Block) -> None:
+            super().append(block)
+            run_together(lambda: allocator.reserve(exactly(1)))
+
+    memory.pools[KIB] = Contested(8)
+    allocator.reserve(exactly(15 * KIB))
+    held = hold(allocator.make_slice(exactly(KIB)))
+    waiters.add("ab")
+    held.clear()
+    assert memory.used == 15 * KIB + 1
+    assert waiters.take_woken() == "a"
 
 
 def test_an_allocator_that_reserved_nothing_wakes_nobody(full: Full) -> None:

@@ -17,6 +17,7 @@ from eventengine import EventEngine, ResolvedAddress, ResourceQuota, Status, Sta
 from eventengine.cli import proxy as proxy_module
 from eventengine.cli.engines import ENGINES, load_engine
 from eventengine.cli.proxy import Proxy, Relay
+from eventengine.testing.scenes import port_without_listener
 
 TIMEOUT = 60.0
 MIB = 1 << 20
@@ -157,12 +158,6 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def refusing_address() -> ResolvedAddress:
-    """An address of this machine where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return ResolvedAddress.from_sockaddr(server.family, server.getsockname())
-
-
 def test_megabytes_cross_in_both_directions_at_once_unchanged(engine: EventEngine) -> None:
     there, back = os.urandom(8 * MIB), os.urandom(8 * MIB)
 
@@ -260,8 +255,8 @@ class WithNames(Wrapped):
 
 
 def test_the_addresses_of_a_name_are_tried_in_turn(engine: EventEngine) -> None:
-    with Target(echo) as target:
-        names = WithNames(engine, [refusing_address(), refusing_address(), target.address])
+    with Target(echo) as target, port_without_listener() as one, port_without_listener() as other:
+        names = WithNames(engine, [one, other, target.address])
         with Served(names, "name:1") as served, served.connect() as client:
             client.sendall(b"third")
             assert receive(client, 5) == b"third"
@@ -275,7 +270,7 @@ def test_a_name_that_is_not_found_closes_the_client(engine: EventEngine) -> None
 
 
 def test_a_target_that_refuses_closes_the_client(engine: EventEngine) -> None:
-    with Served(engine, refusing_address()) as served, served.connect() as client:
+    with port_without_listener() as refusing, Served(engine, refusing) as served, served.connect() as client:
         assert ended_stream(client)
         assert "refused" in str(served.wait_for_ended(1)[0].outcome)
 

@@ -55,6 +55,10 @@ class Callbacks:
         """Deals with what `function` raised: rule 1."""
         if isinstance(error, self._raised):
             raise error
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None:
+            # Without our own frame: logs may keep it, and with it whatever its variables come to hold.
+            error = error.with_traceback(trace.tb_next)
         with self._lock:
             self._errors += 1
         try:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from math import inf
+from types import BuiltinFunctionType, FunctionType, MethodType
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
@@ -39,6 +40,9 @@ from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 
 __all__ = ["HostedEventEngine"]
+
+_PLAIN = frozenset({FunctionType, MethodType, BuiltinFunctionType, partial})
+"""What may be a letter by itself: the mailbox compares letters, and these are equal to none but their own like."""
 
 
 class HostedEventEngine(EventEngine):
@@ -100,7 +104,10 @@ class HostedEventEngine(EventEngine):
         loop = self._loop
         if not loop.is_open:
             raise self._why_closed()
-        loop.post(partial(loop.run_callback, closure))
+        if loop.calls_back_here and type(closure) in _PLAIN:
+            loop.post(closure)
+        else:
+            loop.post(partial(loop.run_callback, closure))
 
     def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
         if not callable(closure):

@@ -81,15 +81,15 @@ class Loop:
         self.budget = BUDGET
         self.is_open = True
         self.is_forked = False
-        self._mailbox = Mailbox(host, self._on_wake)
-        self.post: Callable[[Callable[[], object]], None] = self._mailbox.post
-        self.post_first = self._mailbox.post_first
-        self.timers = Timers(self)
         self.callbacks: Callbacks = (
             Callbacks(host, own_thread=own_thread)
             if callback_executor is None
             else PoolCallbacks(host, callback_executor)
         )
+        self._mailbox = Mailbox(host, self._on_wake, self.callbacks.failed)
+        self.post: Callable[[Callable[[], object]], None] = self._mailbox.post
+        self.post_first = self._mailbox.post_first
+        self.timers = Timers(self)
         self.run_callback = self.callbacks.run
         self.calls_back_here = self.callbacks.block_polling
         self.endpoints: dict[int, weakref.ref[SocketEndpoint]] = {}
@@ -125,6 +125,8 @@ class Loop:
         try:
             self._mailbox.drain()
         finally:
+            if self.timers.fresh:
+                self.timers.absorb()
             self.thread = -1
 
     def __enter__(self) -> None:

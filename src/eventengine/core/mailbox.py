@@ -10,7 +10,8 @@ Rules:
 3. After `close` nothing is lost either: `post` appends first and looks at `_closed` after; `close` sets it first and
    empties the queue after. A poster that finds it set takes its letter back, and says so at the caller; if the letter
    is gone, `close` has run it.
-4. A letter that raises (KeyboardInterrupt and SystemExit only, see `callbacks`) ends the batch; the rest wakes anew.
+4. What a letter raises, which may be a closure of the application's, goes to `failed`. What this raises in its turn
+   (KeyboardInterrupt and SystemExit, see `callbacks`) ends the batch; the rest wakes anew.
 
 `post` takes no lock: it is also called when a garbage collection finds what was never closed.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from eventengine.core.host import Host
 from eventengine.status import ClosedResourceError, ForkedProcessError
@@ -30,11 +31,21 @@ __all__ = ["Mailbox", "forked"]
 LIMIT: Final = 256
 
 
-class Mailbox:
-    __slots__ = ("_closed", "_forked", "_host", "_on_wake", "_queue", "_woken")
+def _raise(letter: object, error: BaseException) -> NoReturn:
+    raise error
 
-    def __init__(self, host: Host, on_wake: Callable[[], object]) -> None:
+
+class Mailbox:
+    __slots__ = ("_closed", "_failed", "_forked", "_host", "_on_wake", "_queue", "_woken")
+
+    def __init__(
+        self,
+        host: Host,
+        on_wake: Callable[[], object],
+        failed: Callable[[object, BaseException], object] = _raise,
+    ) -> None:
         """`on_wake` is what the host is to call: a turn of the engine, which ends with `drain`."""
+        self._failed = failed
         self._host = host
         self._on_wake = on_wake
         self._queue: deque[Callable[[], object]] = deque()
@@ -80,7 +91,11 @@ class Mailbox:
             for _ in range(min(len(queue), LIMIT)):
                 if not queue:  # a letter closed the engine
                     break
-                queue.popleft()()
+                letter = queue.popleft()
+                try:
+                    letter()
+                except BaseException as error:
+                    self._failed(letter, error)
         finally:
             if queue and not self._woken:
                 self._woken = True
@@ -97,7 +112,10 @@ class Mailbox:
             except IndexError:  # also when another thread closes, too
                 break
             try:
-                letter()
+                try:
+                    letter()
+                except BaseException as error:
+                    self._failed(letter, error)
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:

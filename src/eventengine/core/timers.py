@@ -2,20 +2,24 @@
 
 Rules:
 
-1. `_pending` holds the closures. Taking one out, `pop(handle, None)`, is atomic, so it settles from any thread who
+1. `fresh` holds what was scheduled in this turn. Most deadlines are taken back soon, a good part of them in the turn
+   that set them: such a one costs two dictionary operations, and leaves nothing behind. `absorb` moves the others at
+   the turn's end, or before anything due runs, in three steps under a lock, so that from any thread a cancel finds
+   each in one of the two places, and just one finds it.
+2. `_pending` holds the closures. Taking one out, `pop(handle, None)`, is atomic, so it settles from any thread who
    wins: the cancel that returns True, or the turn that runs it. Everything else is the loop's thread's.
-2. Heaps hold (deadline, handle). Handles grow, so that equal deadlines run first in, first out. An entry whose
-   closure is gone is dead; it is dropped when it comes up, or moved out of the way (rule 5).
-3. Timers of other threads come by `_arrived`, not one by one through the mailbox: whoever runs what is due takes them
+3. Heaps hold (deadline, handle). Handles grow, so that equal deadlines run first in, first out. An entry whose
+   closure is gone is dead; it is dropped when it comes up, or moved out of the way (rule 6).
+4. Timers of other threads come by `_arrived`, not one by one through the mailbox: whoever runs what is due takes them
    in first, so that deadlines keep their order however many letters wait. `_called` says that a letter for them is
    under way; it is cleared before the queue is looked at, as in `mailbox`.
-4. Never early: the clock is looked at again before a closure runs, whenever the host calls. A clock that is coarse
+5. Never early: the clock is looked at again before a closure runs, whenever the host calls. A clock that is coarse
    (`Host.clock_lag`) makes deadlines later by as much.
-5. When more than half of the entries are dead, the heap becomes `_old`, and each new timer moves a few of its entries
+6. When more than half of the entries are dead, the heap becomes `_old`, and each new timer moves a few of its entries
    that are alive to a new heap. Cutting off the last entry of a heap leaves a heap, so both can be asked for their
    earliest at any time, and no turn pays for a hundred thousand cancels at once.
-6. A turn runs, drops or takes in or drops at most LIMIT entries; what is left has the next.
-7. When nothing is pending the host's timer is taken back, but not by the cancel itself: a deadline that is set and
+7. A turn runs or drops at most LIMIT entries; what is left has the next.
+8. When nothing is pending the host's timer is taken back, but not by the cancel itself: a deadline that is set and
    cancelled for each request would cost the host two calls. It is a letter to ourselves, one at a time.
 """
 
@@ -23,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -40,7 +45,6 @@ __all__ = ["Timers", "check_seconds"]
 
 LIMIT: Final = 256
 LONGEST: Final = 3600.0  # of a host's timer: reactors and libuv overflow on huge ones
-_LOOKED_AT: Final = 1023  # how dead the heap is, once for so many timers
 _MOVED_PER_TIMER: Final = 4
 _DROPPED_PER_TURN: Final = 4096
 
@@ -71,6 +75,7 @@ class _OnLoop:
 
 class Timers:
     __slots__ = (
+        "_absorbing",
         "_armed_at",
         "_arrived",
         "_called",
@@ -80,15 +85,17 @@ class Timers:
         "_loop",
         "_old",
         "_pending",
-        "_quick_from",
         "_tidying",
         "_time",
+        "fresh",
     )
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._time = loop.host.time
         self._clock_lag = loop.host.clock_lag
+        self.fresh: dict[TaskHandle, tuple[float, Callable[[], object]]] = {}
+        self._absorbing = threading.RLock()
         self._pending: dict[TaskHandle, Callable[[], object]] = {}
         self._heap: list[Entry] = []
         self._old: list[Entry] = []
@@ -96,20 +103,20 @@ class Timers:
         self._called = False
         self._host_timer: object = None
         self._armed_at = math.inf
-        self._quick_from = math.inf  # `_armed_at` while `_old` is empty: such deadlines need nothing but the heap
         self._tidying = False
 
     def schedule(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
         """Runs `closure` as a callback after `delay` seconds. Any thread."""
         deadline = self._time() + self._clock_lag + delay
         handle = _next_task_handle()
-        self._pending[handle] = closure
         loop = self._loop
-        if get_ident() == loop.thread and deadline >= self._quick_from and handle & _LOOKED_AT:
-            heappush(self._heap, (deadline, handle))  # nothing is to be armed or moved
+        if get_ident() == loop.thread:
+            self.fresh[handle] = (deadline, closure)
         elif loop.is_here():
+            self._pending[handle] = closure
             self._insert(deadline, handle)
         else:
+            self._pending[handle] = closure
             self._arrived.append((deadline, handle))
             if not self._called:
                 self._called = True
@@ -126,9 +133,12 @@ class Timers:
         return self.schedule(delay, _OnLoop(closure))
 
     def cancel(self, handle: TaskHandle) -> bool:
-        """Rule 1. Any thread."""
-        if self._pending.pop(handle, None) is None:
-            return False
+        """Rules 1 and 2. Any thread."""
+        if self.fresh.pop(handle, None) is not None:
+            return True
+        with self._absorbing:
+            if self._pending.pop(handle, None) is None:
+                return False
         if not self._pending and not self._tidying:
             self._post_tidy()
         return True
@@ -140,6 +150,7 @@ class Timers:
 
     def abandon(self) -> None:
         """In a child process: the host's timer, if the child runs that loop at all, will find nothing."""
+        self.fresh.clear()
         self._pending.clear()
         self._arrived.clear()
         self._heap = []
@@ -152,10 +163,20 @@ class Timers:
             self._move_some()
         elif len(self._heap) > 2 * len(self._pending) + 1024:
             self._old, self._heap = self._heap, []
-        self._quick_from = math.inf if self._old else self._armed_at
         heappush(self._heap, (deadline, handle))
         if deadline < self._armed_at:
             self._arm(deadline)
+
+    def absorb(self) -> None:
+        """The turn ends: moves what is fresh to the heap."""
+        fresh, pending = self.fresh, self._pending
+        with self._absorbing:
+            for handle, (deadline, closure) in list(fresh.items()):
+                pending[handle] = closure
+                if fresh.pop(handle, None) is None:  # cancelled just now
+                    del pending[handle]
+                else:
+                    self._insert(deadline, handle)
 
     def _take_in(self) -> None:
         """Takes in what came from other threads."""
@@ -177,7 +198,6 @@ class Timers:
     def _arm(self, deadline: float) -> None:
         self._disarm()
         self._armed_at = deadline
-        self._quick_from = math.inf if self._old else deadline
         delay = deadline - self._time()
         self._host_timer = self._loop.host.call_later(min(max(delay, 0.0), LONGEST), self._on_host_timer)
 
@@ -185,11 +205,11 @@ class Timers:
         if self._host_timer is not None:
             self._loop.host.cancel(self._host_timer)
             self._host_timer = None
-            self._armed_at = self._quick_from = math.inf
+            self._armed_at = math.inf
 
     def _on_host_timer(self) -> None:
         self._host_timer = None
-        self._armed_at = self._quick_from = math.inf
+        self._armed_at = math.inf
         with self._loop:
             try:
                 self._take_in()
@@ -203,6 +223,8 @@ class Timers:
         pending = self._pending
         now = self._time()
         for _ in range(LIMIT):
+            if self.fresh:  # what ran may have set a deadline that comes first
+                self.absorb()
             heap = self._earlier()
             if not heap:
                 return
@@ -230,7 +252,7 @@ class Timers:
         return self._heap
 
     def _tidy(self) -> None:
-        """Rule 7; and what is dead is dropped in portions, a long list takes milliseconds to free."""
+        """Rule 8; and what is dead is dropped in portions, a long list takes milliseconds to free."""
         self._tidying = False
         if self._pending:
             return
