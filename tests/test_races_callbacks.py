@@ -204,3 +204,18 @@ def test_a_lookup_for_which_there_is_no_thread_is_answered(monkeypatch: pytest.M
         (status,) = got
         assert isinstance(status, Status)
         assert (status.code, "can't start new thread" in str(status)) == (StatusCode.UNAVAILABLE, True)
+
+
+def test_what_is_logged_of_a_callback_begins_with_the_callback_s_own_frame() -> None:
+    """A log may keep the traceback, and with each frame its variables: what they hold would live as long."""
+
+    def raising() -> None:
+        raise ValueError("on purpose")
+
+    with hand_turned() as (engine, host):
+        engine.run(raising)
+        engine.run_after(0.0, raising)
+        host.settle()
+        host.fire()
+        traces = [error.__traceback__ for error in host.logged]
+        assert [trace.tb_frame.f_code for trace in traces if trace] == [raising.__code__] * 2
