@@ -414,11 +414,15 @@ def test_free_blocks_are_no_pressure() -> None:
 
 
 @pytest.mark.parametrize("take", ["make_slice", "try_block"])
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
 @pytest.mark.parametrize("size_before", [64 * KIB, MIB])
-def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int) -> None:
+def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int, held: bool) -> None:
     memory, allocator = limited(size_before)
-    allocator.make_slice(exactly(32 * KIB))
+    parts = [allocator.make_slice(exactly(32 * KIB))]
+    if not held:
+        parts.clear()
     memory.resize(64 * KIB)
+    parts.clear()
     if take == "make_slice":
         taken = allocator.make_slice(MemoryRequest(1, 32 * KIB)).storage_bytes
     else:
@@ -769,7 +773,7 @@ gc.collect()
 assert quota.memory.used == 0, quota.memory.used
 assert woken
 """,
-        hangs_after=10,
+        hangs_after=30,
     )
 
 
@@ -803,7 +807,7 @@ collected.set()
 thread.join()
 assert quota.memory.used == 0, quota.memory.used
 """,
-        hangs_after=10,
+        hangs_after=30,
     )
 
 
@@ -1022,6 +1026,16 @@ def test_an_allocator_that_reserved_nothing_wakes_nobody(full: Full) -> None:
     memory, _, waiters = full
     waiters.add("a")
     MemoryAllocator(memory, "other").close()
+    assert waiters.take_woken() == ""
+
+
+def test_free_blocks_that_a_smaller_size_gives_up_wake_nobody_where_they_leave_no_room() -> None:
+    memory, allocator = limited(MIB)
+    allocator.make_slice(exactly(64 * KIB))
+    allocator.reserve(exactly(100 * KIB))
+    waiters = Waiters(memory)
+    waiters.add("ab")
+    memory.resize(100 * KIB)
     assert waiters.take_woken() == ""
 
 

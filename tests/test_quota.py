@@ -368,7 +368,7 @@ for thread in threads:
 gc.collect()
 assert quota.threads.used == 0, quota.threads.used
 """,
-        hangs_after=10,
+        hangs_after=30,
     )
 
 

@@ -177,6 +177,9 @@ class MemoryQuota:
             self._size = new
             self._fold()
             self._trim(self._taken - new)
+            for size, pool in self.pools.items():
+                if size > max(SMALLEST_BLOCK, new >> 4):  # no way to more than a request may have
+                    pool.clear()
         self.wake_next_waiter()
 
     def take(self, request: MemoryRequest) -> int:
@@ -426,8 +429,11 @@ class MemoryAllocator:
             self._memory.give(amount)
 
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):  # else its making failed
-            self.close()
+        # Nobody else can be here; and it must not wait for the lock, see rule 1.
+        amount = getattr(self, "_reserved", 0)  # none if its making failed
+        if amount:
+            self._reserved = 0
+            self._memory.give(amount)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -101,8 +101,9 @@ class Slice:
         if type(block) is Block and not _is_finalized(self):
             del self._view
             if (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
+                owner = block.owner  # before it is anybody's
                 pool.append(block)
-                if (owner := block.owner).waiters:
+                if owner.waiters:
                     owner.wake_one()
 
     def __len__(self) -> int:
@@ -155,8 +156,9 @@ def recycle_last(parts: list[memoryview]) -> None:
     """Takes the last part out, and returns its block to the pool if nothing else refers to it: rule 3."""
     block = parts.pop().obj
     if type(block) is Block and (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
+        owner = block.owner  # before it is anybody's
         pool.append(block)
-        if (owner := block.owner).waiters:
+        if owner.waiters:
             owner.wake_one()
 
 

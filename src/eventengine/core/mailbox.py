@@ -87,6 +87,7 @@ class Mailbox:
         queue = self._queue
         if not queue:
             return
+        letter: Callable[[], object] | None = None
         try:
             for _ in range(min(len(queue), LIMIT)):
                 if not queue:  # a letter closed the engine
@@ -97,6 +98,7 @@ class Mailbox:
                 except BaseException as error:
                     self._failed(letter, error)
         finally:
+            letter = None  # a log may keep this frame, as the caller of what raised
             if queue and not self._woken:
                 self._woken = True
                 with contextlib.suppress(ClosedResourceError):
