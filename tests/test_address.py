@@ -181,7 +181,6 @@ def test_a_port_that_is_no_number_is_refused_with_the_forms_there_are(text: str)
         ("[:::]:1", ":::"),
         ("[1:2:3:4:5:6:7:8:9]:1", "1:2:3:4:5:6:7:8:9"),
         ("localhost:80", "localhost"),
-        (":80", ""),
         ("1.2.3:80", "1.2.3"),
         ("1.2.3.4.5:80", "1.2.3.4.5"),
         ("010.0.0.1:80", "010.0.0.1"),
@@ -194,6 +193,18 @@ def test_a_host_that_is_no_literal_is_refused_and_sent_to_a_resolver(text: str, 
     why = f"{host!r} is not an IP address literal; a name must be looked up first, with a DNSResolver"
     assert refused(lambda: parse(text)) == f"{text!r}: {why}"
     assert refused(lambda: tcp(host, 1)) == why
+
+
+@pytest.mark.parametrize("text", [":80", "*:80"])
+def test_a_host_that_is_left_out_is_refused_with_the_wildcards_there_are(text: str) -> None:
+    message = refused(lambda: parse(text))
+    assert message.startswith(f"{text!r}: ")
+    assert '"0.0.0.0:80" or "[::]:80"' in message
+
+
+@pytest.mark.parametrize("text", [":80", "*:80"])
+def test_who_means_every_interface_is_told_how_to_write_it(text: str) -> None:
+    assert refused(lambda: parse(text)).endswith('for every interface write "0.0.0.0:80" or "[::]:80"')
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

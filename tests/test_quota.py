@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -451,3 +452,14 @@ use()
 assert sorted(woken) == ["connections", "memory"], woken
 """
     )
+
+
+@pytest.mark.parametrize("name", ["64MiB", "1024", "1.5 GiB"])
+def test_a_size_is_not_taken_for_the_name_of_a_quota_without_a_limit(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"write memory={name!r}")):
+        ResourceQuota(name)
+
+
+def test_a_name_is_a_text() -> None:
+    with pytest.raises(TypeError, match="a quota's name is a str, not int; for a limit write memory="):
+        ResourceQuota(1 << 20)  # type: ignore[arg-type]

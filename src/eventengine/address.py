@@ -59,6 +59,8 @@ class ResolvedAddress:
         try:
             ip = ipaddress.ip_address(host)
         except ValueError:
+            if host in ("", "*"):
+                raise ValueError('there is no host; for every interface write "0.0.0.0:80" or "[::]:80"') from None
             raise ValueError(
                 f"{host!r} is not an IP address literal; a name must be looked up first, with a DNSResolver"
             ) from None

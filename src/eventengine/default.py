@@ -59,12 +59,15 @@ def create_event_engine(*, callback_executor: Executor | None = None) -> HostedE
 def get_default_event_engine() -> EventEngine:
     """The engine that the whole process shares: the one that was set, else one that is made now.
 
+    It belongs to everybody: do not close it, nor use it in a `with`. In place of one that was closed a new one is made.
+
     May be called from any thread.
     """
     with _default.lock:
-        if _default.engine is None:
-            _default.engine = create_event_engine()
-        return _default.engine
+        engine = _default.engine
+        if engine is None or (isinstance(engine, HostedEventEngine) and engine.is_closed):
+            engine = _default.engine = create_event_engine()
+        return engine
 
 
 def set_default_event_engine(engine: EventEngine | None) -> None:

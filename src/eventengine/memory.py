@@ -200,7 +200,11 @@ class MemoryQuota:
     def make_block(self, minimum: int, most: int) -> Block:
         """A block of at least `minimum` bytes, whatever the limit says."""
         size = _block_size(most)
-        if not self.is_tight and (pool := self.pools.get(size)):
+        if (
+            not self.is_tight
+            and size <= max(_block_size(minimum), self._size >> 4)
+            and (pool := self.pools.get(size))
+        ):
             try:
                 return pool.pop()
             except IndexError:  # another thread took the last one
@@ -217,7 +221,7 @@ class MemoryQuota:
     def try_block(self, size: int) -> Block | None:
         """A block for reading, of SMALLEST_BLOCK to `size` bytes, which is the size of a pool; None when the quota
         has no room for any."""
-        if not self.is_tight and (pool := self.pools[size]):
+        if not self.is_tight and size <= max(SMALLEST_BLOCK, self._size >> 4) and (pool := self.pools[size]):
             try:
                 return pool.pop()
             except IndexError:  # another thread took the last one
@@ -287,7 +291,8 @@ class MemoryQuota:
 
     def _count(self, amount: int) -> None:
         self._taken += amount
-        self._peak = max(self._peak, self._taken)
+        if self._taken > self._peak:  # no call of max: rule 1
+            self._peak = self._taken
         self.is_tight = self._taken > self._size * _TIGHT
 
     def _sized(self, minimum: int, most: int) -> int:

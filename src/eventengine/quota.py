@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, check_quota_size
+from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, check_quota_size, parse_size
 from eventengine.status import Status, StatusCode, StatusError
 
 __all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]
@@ -160,7 +160,7 @@ class ResourceQuota:
         threads: int | None = None,
         connections: int | None = None,
     ) -> None:
-        self._name = name
+        self._name = _check_name(name)
         self._memory = MemoryQuota(UNLIMITED if memory is None else check_quota_size(memory))
         self._threads = ThreadQuota(_check_limit("threads", threads))
         self._connections = ConnectionQuota(_check_limit("connections", connections))
@@ -194,7 +194,18 @@ class ResourceQuota:
         return _QuotaExecutor(self._threads, max_workers, name)
 
     def __repr__(self) -> str:
-        return f"<ResourceQuota {self._name!r} memory {self._memory.used} of {self._memory.size} bytes>"
+        limit = "without a limit" if self._memory.size is None else f"of {self._memory.size} bytes"
+        return f"<ResourceQuota {self._name!r} memory {self._memory.used} {limit}>"
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a quota's name is a str, not {type(name).__name__}; for a limit write memory=...")
+    try:
+        parse_size(name)
+    except ValueError:
+        return name
+    raise ValueError(f"{name!r} is the quota's name here; for a limit write memory={name!r}")
 
 
 def _check_limit(what: str, limit: int | None) -> int | None:

@@ -190,14 +190,16 @@ class SliceBuffer:
     """A queue of slices, read into by `Endpoint.read`, emptied by `Endpoint.write`. `len()` is bytes.
 
     Not locked: one thread at a time. While a read or a write is outstanding the endpoint borrows the buffer, and
-    nobody else may touch it.
+    nobody else may touch it. Another read or write that is given a buffer of an outstanding read is refused; that its
+    other methods are not called is not checked.
     """
 
-    __slots__ = ("_length", "_parts")
+    __slots__ = ("_length", "_lent", "_parts")
 
     def __init__(self, slices: Iterable[Slice | Buffer] = ()) -> None:
         self._parts: list[memoryview] = []
         self._length = 0
+        self._lent = False  # to a read that is outstanding
         for part in slices:
             self.append(part)
 

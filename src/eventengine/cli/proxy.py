@@ -253,6 +253,7 @@ class Proxy:
 
     Attributes:
         connections: How many were accepted.
+        unconnected: How many of them ended because the target was not reached.
         bytes_up, bytes_down: What the relays that have ended passed on.
     """
 
@@ -272,6 +273,7 @@ class Proxy:
         self.target = target
         self.idle_timeout = idle_timeout
         self.connections = 0
+        self.unconnected = 0
         self.bytes_up = 0
         self.bytes_down = 0
         self.resolver = engine.get_dns_resolver()
@@ -307,6 +309,7 @@ class Proxy:
 
     def on_relay_end(self, relay: Relay) -> None:
         self._relays.discard(relay)
+        self.unconnected += relay.up is None
         self.bytes_up += relay.bytes_up
         self.bytes_down += relay.bytes_down
         if self._on_end is not None:

@@ -39,7 +39,8 @@ def run(
     except ImportError as error:
         return _fail(str(error))
     with make_engine() as the_engine:
-        proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=_log if log else None)
+        on_end = _log if log else _FirstFailure()
+        proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=on_end)
         try:
             address = proxy.listen(listen)
         except StatusError as error:
@@ -50,8 +51,9 @@ def run(
             signal.sigwait(_STOP_SIGNALS)
         finally:
             proxy.close()
+    failed = f", {proxy.unconnected} of them without the target" if proxy.unconnected else ""
     print(
-        f"{proxy.connections} connections; {proxy.bytes_up} bytes up, {proxy.bytes_down} down; "
+        f"{proxy.connections} connections{failed}; {proxy.bytes_up} bytes up, {proxy.bytes_down} down; "
         f"peak memory {up.memory.peak + down.memory.peak} of {memory} bytes",
         flush=True,
     )
@@ -61,6 +63,19 @@ def run(
 def _fail(message: str) -> int:
     print(f"eventengine proxy: error: {' '.join(message.split())}", file=sys.stderr)
     return 1
+
+
+class _FirstFailure:
+    """Tells of the first connection for which the target was not reached: nobody should have to ask for the log."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, relay: Relay) -> None:
+        if not self._told and (relay.outcome or "").startswith(("connecting", "looking up")):
+            self._told = True
+            with contextlib.suppress(OSError):
+                print(f"{relay.outcome} (further ones are told with --log)", file=sys.stderr, flush=True)
 
 
 def _log(relay: Relay) -> None:

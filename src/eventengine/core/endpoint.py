@@ -132,6 +132,7 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
         if on_read is not None and not self._waiting:
             status = self._receive()
             if status is not None:  # as in `_finish_read`, whose call costs
+                self._buffer._lent = False  # type: ignore[union-attr]  # there is one while there is an `_on_read`
                 self._on_read = self._buffer = None
                 self._read_idle = None
                 loop = self._loop
@@ -185,6 +186,7 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
             self._memory.remove_waiter(self._on_room)
         if self._buffer is not None:
             self._buffer.clear()
+            self._buffer._lent = False
         if self._on_read is not None:
             self._loop.post_callback(self._on_read, CLOSED)
         if self._on_writable is not None:  # all may be handed over, and only the report was put off

@@ -4,9 +4,9 @@ A bridge translates and decides nothing: what every engine must do alike stands 
 
 Rules for who implements one:
 
-1. Only `time`, `wake`, `is_running`, `is_here` and `is_closed` are called from any thread, and `wake` also from
-   within a garbage collection: it must not take a lock that the same thread may hold. All else is called on the
-   loop's thread, or while the loop does not run.
+1. Only `time`, `wake`, `log_exception`, `is_running`, `is_here` and `is_closed` are called from any thread, and `wake`
+   also from within a garbage collection: it must not take a lock that the same thread may hold. All else is called on
+   the loop's thread, or while the loop does not run.
 2. The functions that the core passes in do not raise, except for what ends a program (KeyboardInterrupt,
    SystemExit), which is the host's to handle as it always does.
 3. Nothing stays behind: after `cancel` and `unwatch` the loop is as it was.

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
+from inspect import iscoroutinefunction
 from math import inf
 from types import BuiltinFunctionType, FunctionType, MethodType
 
@@ -67,6 +68,10 @@ class HostedEventEngine(EventEngine):
         private_poller: bool | None = None,
         thread: LoopThread | None = None,
     ) -> None:
+        if not isinstance(host, Host):
+            raise TypeError(
+                f"host must be a Host, not {type(host).__name__}; a bridge's engine makes one of its loop"
+            )
         if host.is_closed:
             raise ClosedResourceError("the loop was closed; an engine needs one that runs or will run")
         if callback_executor is not None and not isinstance(callback_executor, Executor):
@@ -92,6 +97,11 @@ class HostedEventEngine(EventEngine):
     @property
     def callbacks_block_polling(self) -> bool:
         return self._loop.callbacks.block_polling
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._loop.is_open
 
     @property
     def callback_errors(self) -> int:
@@ -238,6 +248,8 @@ def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: Lo
 def _check_callable(name: str, value: object) -> None:
     if not callable(value):
         raise _not_callable(name, value)
+    if iscoroutinefunction(value):
+        raise TypeError(f"{name} is a coroutine function; a callback is a plain function, which may start a task")
 
 
 def _not_callable(name: str, value: object) -> TypeError:
@@ -246,4 +258,5 @@ def _not_callable(name: str, value: object) -> TypeError:
 
 def _check_type(name: str, value: object, wanted: type) -> None:
     if not isinstance(value, wanted):
-        raise TypeError(f"{name} must be a {wanted.__name__}, not {type(value).__name__}")
+        hint = "; see ResourceQuota.create_memory_allocator" if wanted is MemoryAllocator else ""
+        raise TypeError(f"{name} must be of the type {wanted.__name__}, not {type(value).__name__}{hint}")

@@ -35,8 +35,9 @@ from eventengine.status import BusyResourceError, ClosedResourceError, ForkedPro
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
 
-__all__ = ["CLOSED", "ReadingHalf", "check_count"]
+__all__ = ["CLOSED", "LENT", "ReadingHalf", "check_count"]
 
+LENT: Final = "this SliceBuffer is lent to a read that is outstanding; each connection needs buffers of its own"
 CLOSED: Final = Status(StatusCode.CANCELLED, "the endpoint was closed")
 FIRST_TARGET: Final = 8192
 SMALL_READS: Final = 32
@@ -98,7 +99,7 @@ class ReadingHalf(Endpoint):
         if not callable(on_read):
             raise TypeError(f"on_read must be callable, not {type(on_read).__name__}")
         if type(buffer) is not SliceBuffer:
-            raise TypeError(f"a read needs a SliceBuffer, not {type(buffer).__name__}")
+            raise TypeError(f"a read needs a SliceBuffer to read into, not {type(buffer).__name__}")
         if type(read_hint_bytes) is not int or read_hint_bytes < 1:
             check_count("read_hint_bytes", read_hint_bytes)
         if self._closed:
@@ -107,13 +108,18 @@ class ReadingHalf(Endpoint):
             del self._read_idle
         except AttributeError:
             raise self._loop.misused(BusyResourceError(_BUSY)) from None
+        if buffer._lent:
+            self._read_idle = None
+            raise BusyResourceError(LENT)
         if buffer._length:
             buffer.clear()
+        buffer._lent = True
         loop = self._loop
         if get_ident() != loop.thread and not loop.is_here():
             try:
                 loop.post(partial(self._start_read, on_read, buffer, read_hint_bytes))
             except BaseException:
+                buffer._lent = False
                 self._read_idle = None
                 raise
             return False
@@ -123,6 +129,7 @@ class ReadingHalf(Endpoint):
         if self._eager and loop.budget > 0 and self._receive() is _OK:
             loop.budget -= buffer._length + 1024
             self._on_read = self._buffer = None
+            buffer._lent = False
             self._read_idle = None
             return True
         if not self._watched and not self._waiting:
@@ -155,8 +162,10 @@ class ReadingHalf(Endpoint):
             self._loop.poller.arm(self._fd, READ, self)
 
     def _finish_read(self, status: Status) -> None:
-        on_read = self._on_read
+        on_read, buffer = self._on_read, self._buffer
         assert on_read is not None
+        assert buffer is not None
+        buffer._lent = False
         self._on_read = self._buffer = None
         self._read_idle = None
         self._loop.run_callback(on_read, status)

@@ -17,7 +17,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
-from eventengine.core.reading import CLOSED, OnDone, ReadingHalf, check_count
+from eventengine.core.reading import CLOSED, LENT, OnDone, ReadingHalf, check_count
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory import MemoryQuota
 from eventengine.slices import SliceBuffer, recycle_last
@@ -58,7 +58,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         if not callable(on_writable):
             raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
         if type(data) is not SliceBuffer:
-            raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}")
+            raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}; write SliceBuffer([data])")
         if type(max_frame_size) is not int or max_frame_size < 1:
             check_count("max_frame_size", max_frame_size)
         if self._closed or self._write_ended:
@@ -69,8 +69,10 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         except AttributeError:
             raise self._loop.misused(BusyResourceError(_BUSY)) from None
         size = data._length
-        if not size:
+        if not size or data._lent:
             self._write_idle = None
+            if data._lent:
+                raise BusyResourceError(LENT)
             return True
         loop = self._loop
         if get_ident() != loop.thread and not loop.is_here():

@@ -14,7 +14,7 @@ import pytest
 
 from eventengine.quota import ResourceQuota
 from eventengine.slices import SliceBuffer
-from eventengine.status import Status, StatusCode
+from eventengine.status import BusyResourceError, Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.pairs import Pair, meanwhile, nothing, paired
 from eventengine.testing.oracle import pattern, receive, reset
@@ -57,6 +57,23 @@ def test_a_read_clears_the_buffer_first(any_pair: Pair, anywhere: Application) -
     any_pair.oracle.close()
     assert anywhere.read(any_pair.endpoint, buffer).code is StatusCode.OUT_OF_RANGE
     assert bytes(buffer) == b""
+
+
+def test_a_buffer_that_is_lent_to_a_read_is_refused_to_others(app: Application, ledger: Ledger) -> None:
+    """Two reads into one buffer would mix the bytes of two peers."""
+    with paired(app) as one, paired(app) as other:
+        buffer = SliceBuffer()
+        first = app.start_read(one.endpoint, buffer)
+        with pytest.raises(BusyResourceError, match="lent to a read that is outstanding"):
+            app.call(lambda: other.endpoint.read(Callback[Status](ledger, times=0), buffer))
+        with pytest.raises(BusyResourceError, match="lent to a read that is outstanding"):
+            app.call(lambda: other.endpoint.write(Callback[Status](ledger, times=0), buffer))
+        one.oracle.sendall(b"one")
+        assert (first.result(), bytes(buffer)) == (Status.OK, b"one")
+        other.oracle.sendall(b"other")
+        assert app.receive(other.endpoint, 5) == b"other"
+        assert app.write(other.endpoint, buffer).ok
+        assert other.oracle.recv(3) == b"one"
 
 
 @pytest.mark.parametrize("what", ["bytes", "end", "reset"])
