@@ -18,6 +18,7 @@ import pytest
 from eventengine.cli import demo
 from eventengine.cli.demo import ProxyProcess
 from eventengine.cli.engines import ENGINES, load_engine
+from eventengine.testing.scenes import port_without_listener
 
 TIMEOUT = 60.0
 MIB = 1 << 20
@@ -184,6 +185,26 @@ def test_the_proxy_says_where_it_listens_logs_and_ends_with_a_summary(engine: st
             process.communicate()
     assert (process.returncode, err) == (0, "")
     assert re.fullmatch(r"1 connections; 5 bytes up, 10 down; peak memory \d+ of 1048576 bytes\n", out)
+
+
+def test_a_target_that_is_not_reached_is_told_without_the_log_once_and_counted() -> None:
+    with port_without_listener() as target:
+        command = [sys.executable, "-m", "eventengine", *PROXY[:3], "--to", str(target)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            heard = re.search(r"listening on 127\.0\.0\.1:(\d+)", process.stdout.readline())
+            assert heard
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", int(heard[1])), TIMEOUT) as client:
+                    assert client.recv(1) == b""
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+            process.communicate()
+    assert re.fullmatch(r"connecting failed: .+refused.+ \(further ones are told with --log\)\n", err)
+    assert out.startswith("3 connections, 3 of them without the target; 0 bytes up")
 
 
 def test_a_signal_ends_connections_that_are_open(engine: str) -> None:

@@ -259,4 +259,5 @@ def _not_callable(name: str, value: object) -> TypeError:
 def _check_type(name: str, value: object, wanted: type) -> None:
     if not isinstance(value, wanted):
         hint = "; see ResourceQuota.create_memory_allocator" if wanted is MemoryAllocator else ""
-        raise TypeError(f"{name} must be of the type {wanted.__name__}, not {type(value).__name__}{hint}")
+        article = "an" if wanted.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {wanted.__name__}, not {type(value).__name__}{hint}")

@@ -99,7 +99,7 @@ class ReadingHalf(Endpoint):
         if not callable(on_read):
             raise TypeError(f"on_read must be callable, not {type(on_read).__name__}")
         if type(buffer) is not SliceBuffer:
-            raise TypeError(f"a read needs a SliceBuffer to read into, not {type(buffer).__name__}")
+            raise TypeError(f"a read needs a SliceBuffer, not {type(buffer).__name__}")
         if type(read_hint_bytes) is not int or read_hint_bytes < 1:
             check_count("read_hint_bytes", read_hint_bytes)
         if self._closed:

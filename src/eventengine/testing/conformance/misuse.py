@@ -20,6 +20,10 @@ FAR_AWAY = 1e6
 ANY_PORT = ResolvedAddress.tcp("127.0.0.1", 0)
 
 
+async def _coroutine(value: object) -> None:
+    """What is no callback."""
+
+
 def test_wrong_arguments_are_told_at_the_caller(anywhere: Application, ledger: Ledger) -> None:
     engine: Any = anywhere.engine
     allocator = anywhere.quota.create_memory_allocator("misuse")
@@ -42,6 +46,12 @@ def test_wrong_arguments_are_told_at_the_caller(anywhere: Application, ledger: L
             TypeError,
             "on_connect must be callable",
             lambda: engine.connect(5, port, config, allocator, 1),
+        ),
+        (
+            "connect",
+            TypeError,
+            "on_connect is a coroutine function; a callback is a plain function",
+            lambda: engine.connect(_coroutine, port, config, allocator, 1),
         ),
         (
             "connect",
