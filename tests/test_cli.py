@@ -207,6 +207,31 @@ def test_a_target_that_is_not_reached_is_told_without_the_log_once_and_counted()
     assert out.startswith("3 connections, 3 of them without the target; 0 bytes up")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract unix names are Linux's")
+def test_a_peer_s_name_breaks_no_line_of_the_log(tmp_path: Path) -> None:
+    with OneConnection(answer) as target:
+        command = [sys.executable, "-m", "eventengine", "proxy", "--listen", f"unix:{tmp_path}/proxy", "--log"]
+        process = subprocess.Popen(
+            [*command, "--to", target.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("listening")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(TIMEOUT)
+                client.bind(f"\0{os.getpid()}\n\x1b[2Jforged")
+                client.connect(f"{tmp_path}/proxy")
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+            process.communicate()
+    assert err.startswith(f"unix-abstract:{os.getpid()}\\n\\x1b[2Jforged -> ")
+    assert err.count("\n") == 1
+
+
 def test_a_signal_ends_connections_that_are_open(engine: str) -> None:
     with OneConnection(lambda c: c.sendall(c.recv(5)) or c.recv(1)) as target:
         proxy = ProxyProcess("--to", target.address, "--engine", engine)

@@ -65,6 +65,14 @@ def _fail(message: str) -> int:
     return 1
 
 
+def _tell(line: str) -> None:
+    """Writes a line to stderr. A peer may choose the name of its unix socket: what is in it ends no line, and moves no
+    terminal's cursor."""
+    with contextlib.suppress(OSError):  # who reads may have gone; the connections go on
+        shown = "".join([each if each.isprintable() else ascii(each)[1:-1] for each in line])
+        print(shown, file=sys.stderr, flush=True)
+
+
 class _FirstFailure:
     """Tells of the first connection for which the target was not reached: nobody should have to ask for the log."""
 
@@ -74,15 +82,11 @@ class _FirstFailure:
     def __call__(self, relay: Relay) -> None:
         if not self._told and (relay.outcome or "").startswith(("connecting", "looking up")):
             self._told = True
-            with contextlib.suppress(OSError):
-                print(f"{relay.outcome} (further ones are told with --log)", file=sys.stderr, flush=True)
+            _tell(f"{relay.outcome} (further ones are told with --log)")
 
 
 def _log(relay: Relay) -> None:
-    with contextlib.suppress(OSError):  # who reads the log may have gone; the connections go on
-        print(
-            f"{relay.peer} -> {relay.target}: {relay.bytes_up} bytes up, {relay.bytes_down} down, "
-            f"{relay.seconds:.3f} s: {relay.outcome}",
-            file=sys.stderr,
-            flush=True,
-        )
+    _tell(
+        f"{relay.peer} -> {relay.target}: {relay.bytes_up} bytes up, {relay.bytes_down} down, "
+        f"{relay.seconds:.3f} s: {relay.outcome}"
+    )

@@ -138,7 +138,11 @@ class Loop:
         self.end()
 
     def _on_wake(self) -> None:
-        if not self.is_forked:
+        if self.is_forked:
+            return
+        if self.thread == _get_ident():  # a host that wakes within a turn of the poller that it adopted
+            self._mailbox.drain()
+        else:
             self.thread = self._learned = _get_ident()
             self.budget = BUDGET
             self.end()

@@ -1,6 +1,7 @@
 """The writing half of a socket's endpoint. Who may touch what stands in `endpoint`.
 
-A write is tried at once. When the turn's budget is spent, one that is done reports by the next event all the same.
+A write is tried at once. When the turn's budget is spent, one that is done reports by a letter: not by the next event,
+for a socket is writable again only when its peer has read, and all was handed over already.
 
 An error is kept in `_unwritable` for all later writes, and for the read that finds the socket at its end, for the
 kernel reports one once, to whichever call comes first. EPIPE says nothing about the other direction.
@@ -107,6 +108,9 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             if loop.budget > 0:
                 self._write_idle = None
                 return True
+            self._on_writable = on_writable
+            loop.post(self._report)
+            return False
         self._on_writable = on_writable
         loop.poller.arm(self._fd, WRITE, self)
         return False
@@ -143,6 +147,11 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         self._on_writable = None
         self._write_idle = None
         self._loop.run_callback(on_writable, status)
+
+    def _report(self) -> None:
+        if self._on_writable is not None:  # else it was closed meanwhile, which has reported
+            self._finish_write(_OK)
+            self._rest()
 
     def _take_out(self, data: SliceBuffer) -> None:
         out = self._out = data._parts
