@@ -19,6 +19,7 @@ from loops import TIMEOUT, Clock, MakeLoop, TornadoLoop, UserLoop, new_uvloop, s
 
 pytest.importorskip("tornado", reason="Tornado is not installed")
 
+from tornado import version_info
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
@@ -28,6 +29,19 @@ from eventengine import EventEngine, ResolvedAddress
 from eventengine.bridges.tornado import TornadoEventEngine
 
 LOOPS = {"IOLoop": asyncio.new_event_loop, "IOLoop on uvloop": new_uvloop}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop_of_this_thread() -> Iterator[None]:
+    """Before 6.3, `IOLoop.start` asks asyncio for the thread's own loop, and so makes one, once, which stays."""
+    if version_info >= (6, 3):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(params=LOOPS)
