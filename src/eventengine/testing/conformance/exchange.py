@@ -93,13 +93,20 @@ def _peer(oracle: socket.socket, said: list[bytes], heard: bytes) -> None:
     assert received == heard
 
 
+def _free_ports() -> list[tuple[str, int]]:
+    """For each host a port that was free there just now: one for all might be somebody's on one of them."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(OracleServer(ResolvedAddress.tcp(host, 0))) for host in HOSTS]
+        return [(server.address.host, server.address.port) for server in servers]
+
+
 @contextmanager
 def _a_hundred(app: Application, role: str) -> Generator[list[Pair]]:
     """Ten connections to each of the addresses of one listener."""
     with ExitStack() as stack:
         pairs: list[Pair] = []
         if role == "server":
-            accepting = app.listen(*(ResolvedAddress.tcp(host, 0) for host in HOSTS))
+            accepting = app.listen(*(ResolvedAddress.tcp(host, port) for host, port in _free_ports()))
             oracles: dict[tuple[ResolvedAddress, ResolvedAddress], socket.socket] = {}
             for address in accepting.addresses * (100 // len(HOSTS)):
                 oracle = stack.enter_context(connect(address))
