@@ -219,3 +219,20 @@ def test_what_is_logged_of_a_callback_begins_with_the_callback_s_own_frame() -> 
         host.fire()
         traces = [error.__traceback__ for error in host.logged]
         assert [trace.tb_frame.f_code for trace in traces if trace] == [raising.__code__] * 2
+
+
+def test_a_lookup_that_raises_what_nobody_expects_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an import within getaddrinfo does when no descriptor is left."""
+
+    def getaddrinfo(*_: object, **__: object) -> None:
+        raise LookupError("unknown encoding: idna")
+
+    monkeypatch.setattr("eventengine.core.resolver.socket.getaddrinfo", getaddrinfo)
+    found: queue.Queue[Any] = queue.Queue()
+    with create_event_engine() as engine:
+        resolver = engine.get_dns_resolver()
+        resolver.lookup_hostname(found.put, "localhost:80")
+        status = found.get(timeout=TIMEOUT)
+        resolver.close()
+    assert status.code is StatusCode.INTERNAL
+    assert "localhost:80" in status.message

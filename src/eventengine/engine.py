@@ -152,7 +152,8 @@ class Endpoint(ABC):
 
         Args:
             on_writable: Called later, exactly once, if the write is not done on return. Gets OK; UNAVAILABLE, with
-                the errno, when the connection broke; CANCELLED when this endpoint was closed before all was written.
+                the errno, when the connection broke; CANCELLED when this endpoint was closed first, however much was
+                written.
             data: The bytes; nobody may change what its slices show until the write is done.
             max_frame_size: A wish for the size of frames, for endpoints that frame what they send; plain sockets
                 do not.

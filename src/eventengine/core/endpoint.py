@@ -189,9 +189,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
             self._buffer._lent = False
         if self._on_read is not None:
             self._loop.post_callback(self._on_read, CLOSED)
-        if self._on_writable is not None:  # all may be handed over, and only the report was put off
-            told = Status.OK if self._unwritable is None else self._unwritable
-            self._loop.post_callback(self._on_writable, CLOSED if self._out else told)
+        if self._on_writable is not None:  # never OK: who hears that goes on, with an endpoint that was closed
+            self._loop.post_callback(self._on_writable, CLOSED)
         self._out.clear()
         self._on_read = self._on_writable = self._buffer = None
 

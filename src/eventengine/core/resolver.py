@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import encodings.idna
 import socket
 import warnings
 import weakref
@@ -26,6 +27,9 @@ from eventengine.status import ClosedResourceError, ForkedProcessError, Status, 
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
+
+# What getaddrinfo would import itself: in vain when no descriptor is left just then, which Python remembers for good.
+_IDNA: Final = encodings.idna.getregentry
 
 __all__ = ["LookupPool", "SystemResolver", "split_host_port"]
 
@@ -170,7 +174,10 @@ class SystemResolver(DNSResolver):
         self, query: int, on_resolve: Callback[Addresses], name: str, host: str, port: str
     ) -> None:
         """On a thread of the pool."""
-        result = _getaddrinfo(name, host, port)
+        try:
+            result = _getaddrinfo(name, host, port)
+        except Exception as error:  # each query is answered
+            result = Status(StatusCode.INTERNAL, f"looking up {name!r}: {error!r}")
         with contextlib.suppress(
             ClosedResourceError, ForkedProcessError
         ):  # the engine was closed, and has answered
