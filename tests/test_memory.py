@@ -889,6 +889,26 @@ def full() -> tuple[MemoryQuota, MemoryAllocator, Waiters]:
 Full = tuple[MemoryQuota, MemoryAllocator, Waiters]
 
 
+def test_who_was_woken_in_vain_keeps_its_place(full: Full) -> None:
+    memory, allocator, waiters = full
+    waiters.add("abc")
+    allocator.release(1)
+    assert waiters.take_woken() == "a"
+    memory.add_waiter(waiters.callbacks["a"])
+    memory.keep_place(waiters.callbacks["a"])
+    for _ in range(3):
+        allocator.release(KIB)
+    assert waiters.take_woken() == "abc"
+
+
+def test_a_place_that_is_lost_already_is_kept_for_nobody(full: Full) -> None:
+    memory, allocator, waiters = full
+    waiters.add("a")
+    memory.keep_place(lambda: None)
+    allocator.release(KIB)
+    assert waiters.take_woken() == "a"
+
+
 def test_one_gift_wakes_one_waiter_the_oldest_first(full: Full) -> None:
     _, allocator, waiters = full
     waiters.add("abc")

@@ -23,6 +23,7 @@ Sizes under pressure follow gRPC's memory_quota.cc: above 0.8 the part of a requ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -250,6 +251,11 @@ class MemoryQuota:
         wanted, or wants it no longer; an `on_room` that knows this at once returns True, and the next is woken.
         """
         self.waiters[on_room] = None
+
+    def keep_place(self, on_room: Callable[[], object]) -> None:
+        """Puts a waiter that was woken in vain, and waits again, back to the head of the line."""
+        with contextlib.suppress(KeyError):  # it is being woken again
+            self.waiters.move_to_end(on_room, last=False)
 
     def remove_waiter(self, on_room: Callable[[], object]) -> None:
         """Takes back `add_waiter`. If it was being woken just then, the call to `on_room` still comes."""

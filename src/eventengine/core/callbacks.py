@@ -100,9 +100,8 @@ class PoolCallbacks(Callbacks):
             lost = partial(self.run, letter.pop())  # to a pool that refuses it, and so on the loop
             try:
                 self._host.wake(lost)
-            except (
-                ClosedResourceError
-            ):  # in a thread, for the pool cancels with its lock held, which `submit` takes
+            except ClosedResourceError:
+                # In a thread, for the pool cancels with its lock held, which `submit` takes.
                 threading.Thread(target=lost, name="eventengine-cancelled").start()
 
     def _run_here(self, letter: list[Callable[[], object]]) -> None:

@@ -4,7 +4,9 @@
 
 The block is taken when there is something to read, so an idle endpoint has none. While the quota has no room, READ is
 disarmed and the endpoint stands in the quota's line (`_on_room`). It enlists first and tries once more after, so no
-wake-up is lost; a wake-up that finds it no longer waiting is passed on.
+wake-up is lost; a wake-up that finds it no longer waiting is passed on, and one that finds too little room leaves it
+its place. An end or an error needs no block and so no room: it is told at once, or an application that keeps what it
+read until the message is whole would never learn that the rest will not come, and never let go.
 
 A read is tried at once only after one that filled its block (a recv in vain costs more than waiting for the event),
 and within the turn's budget. Blocks are sized by what has been read of late: the size doubles after a read of more
@@ -187,6 +189,9 @@ class ReadingHalf(Endpoint):
                 if block is None:
                     if buffer._length:
                         return _OK
+                    status = self._look_for_the_end()
+                    if status is not None:
+                        return status
                     block = self._wait_for_room()
                     if block is None:
                         return None
@@ -224,6 +229,18 @@ class ReadingHalf(Endpoint):
             del view
         return None
 
+    def _look_for_the_end(self) -> Status | None:
+        """What has ended the stream, if no bytes come before that."""
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK):
+                return None
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if self._broken is None:
+                self._broken = Status.from_errno(error.errno or errno.EIO, "reading")
+        return _END if self._broken is None else self._broken
+
     def _aim_at(self, size: int) -> None:
         """The size of the next block."""
         self._target = size = min(max(size, SMALLEST_BLOCK), LARGEST_POOLED_BLOCK)
@@ -259,7 +276,9 @@ class ReadingHalf(Endpoint):
             status = self._receive()
             if status is not None:
                 self._finish_read(status)
-            elif not self._waiting:
+            elif self._waiting:
+                self._memory.keep_place(self._on_room)
+            else:
                 self._loop.poller.arm(self._fd, READ, self)
             self._rest()
         if self._closed or not self._waiting:  # the close does not know that we were woken

@@ -38,12 +38,13 @@ _OK: Final = Status.OK
 
 
 class WritingHalf(ReadingHalf, HalfCloseable):
-    __slots__ = ("_on_writable", "_out", "_unwritable", "_write_ended", "_write_idle")
+    __slots__ = ("_is_done", "_on_writable", "_out", "_unwritable", "_write_ended", "_write_idle")
 
     def __init__(self, loop: Loop, sock: socket.socket, memory: MemoryQuota) -> None:
         super().__init__(loop, sock, memory)
         self._write_ended = False
         self._on_writable: OnDone | None = None
+        self._is_done = False  # all of the outstanding write was handed over, and only the report is to come
         self._out: list[memoryview] = []  # last to first, so that what was sent is popped from the end
         self._unwritable: Status | None = None
         self._write_idle = None
@@ -109,6 +110,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
                 self._write_idle = None
                 return True
             self._on_writable = on_writable
+            self._is_done = True
             loop.post(self._report)
             return False
         self._on_writable = on_writable
@@ -145,11 +147,12 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         on_writable = self._on_writable
         assert on_writable is not None
         self._on_writable = None
+        self._is_done = False
         self._write_idle = None
         self._loop.run_callback(on_writable, status)
 
     def _report(self) -> None:
-        if self._on_writable is not None:  # else it was closed meanwhile, which has reported
+        if self._is_done and self._on_writable is not None:  # else a close or a fault has reported
             self._finish_write(_OK)
             self._rest()
 

@@ -45,9 +45,8 @@ class TornadoHost(Host):
             raise TypeError(f"io_loop must be a tornado.ioloop.IOLoop, not {type(io_loop).__name__}")
         self._io_loop = cast("_IOLoop", io_loop)
         loop = self._io_loop.asyncio_loop
-        self.clock_lag = (
-            0.001 if type(loop).__module__.partition(".")[0] == "uvloop" else 0.0
-        )  # whole milliseconds
+        # uvloop's clock is cut to whole milliseconds.
+        self.clock_lag = 0.001 if type(loop).__module__.partition(".")[0] == "uvloop" else 0.0
         self._watched: set[int] = set()
 
     @property

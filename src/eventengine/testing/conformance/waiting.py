@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import queue
 import threading
@@ -10,14 +11,16 @@ from contextlib import ExitStack
 
 import pytest
 
-from eventengine.engine import EventEngine
+from eventengine.address import ResolvedAddress
+from eventengine.config import EndpointConfig
+from eventengine.engine import Endpoint, EventEngine
 from eventengine.memory import MemoryRequest
 from eventengine.quota import ResourceQuota
 from eventengine.slices import Slice, SliceBuffer
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.pairs import full, meanwhile, nothing, paired, send_until_full
-from eventengine.testing.oracle import TIMEOUT, pattern
+from eventengine.testing.oracle import TIMEOUT, connect, pattern, reset
 
 SIZE = 64 * 1024
 
@@ -238,3 +241,61 @@ def test_nothing_is_lost_or_reordered_while_the_quota_is_full_again_and_again(sm
             finally:
                 read.put(None)
     assert wrong == []
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_an_end_or_a_reset_is_told_though_the_quota_is_full(small: Application, how: str) -> None:
+    """It needs no memory; and whoever holds the memory may be waiting for just this."""
+    with paired(small) as (endpoint, oracle):
+        held = _fill(small.quota)
+        on_read = small.start_read(endpoint, SliceBuffer())
+        small.on_loop(nothing)
+        if how == "end":
+            oracle.close()
+            assert on_read.result().code is StatusCode.OUT_OF_RANGE
+        else:
+            reset(oracle)
+            assert on_read.result().errno == errno.ECONNRESET
+            assert small.read(endpoint, SliceBuffer()).errno == errno.ECONNRESET
+        held.clear()
+
+
+class _Keeper:
+    """Keeps all that it reads until the stream ends, as who waits for the rest of a message does."""
+
+    def __init__(self, endpoint: Endpoint, ended: threading.Semaphore) -> None:
+        self._endpoint = endpoint
+        self._ended = ended
+        self._kept: list[Slice] = []
+        self._buffer = SliceBuffer()
+        self._go_on(Status.OK)
+
+    def _go_on(self, status: Status) -> None:
+        while status.ok:
+            while self._buffer.count:
+                self._kept.append(self._buffer.take_first())
+            if not self._endpoint.read(self._go_on, self._buffer):
+                return
+        self._kept.clear()
+        self._endpoint.close()
+        self._ended.release()
+
+
+def test_a_quota_that_vanished_peers_had_filled_is_free_again(small: Application) -> None:
+    ended = threading.Semaphore(0)
+    on_shutdown = Callback[Status](small.ledger)
+    listener = small.engine.create_listener(
+        lambda endpoint, _: _Keeper(endpoint, ended), on_shutdown, EndpointConfig(), small.quota
+    )
+    address = ResolvedAddress.tcp("127.0.0.1", 0)
+    address = address.with_port(listener.bind(address))
+    listener.start()
+    oracles = [connect(address) for _ in range(60)]
+    for oracle in oracles:
+        oracle.sendall(b"the beginning of a message")
+    for oracle in oracles:
+        oracle.close()
+    for n in range(60):
+        assert ended.acquire(timeout=TIMEOUT), f"{n} of 60 were told that the rest will not come"
+    listener.close()
+    on_shutdown.result()
