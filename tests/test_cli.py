@@ -154,6 +154,11 @@ def answer(connection: socket.socket) -> None:
         connection.sendall(data * 2)
 
 
+def assert_reset(client: socket.socket) -> None:
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_proxy_says_where_it_listens_logs_and_ends_with_a_summary(engine: str, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "eventengine", *PROXY[:3], "--engine", engine, "--memory", "1MiB", "--log"]
@@ -233,17 +238,43 @@ def test_a_peer_s_name_breaks_no_line_of_the_log(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_connections_that_are_open(engine: str) -> None:
-    with OneConnection(lambda c: c.sendall(c.recv(5)) or c.recv(1)) as target:
+    with OneConnection(lambda c: c.sendall(c.recv(5)) or assert_reset(c)) as target:
         proxy = ProxyProcess("--to", target.address, "--engine", engine)
         try:
             with socket.create_connection(proxy.address, TIMEOUT) as client:
                 client.sendall(b"hello")
                 assert client.recv(5) == b"hello"
                 proxy.process.send_signal(signal.SIGINT)
-                assert client.recv(1) == b""
+                assert_reset(client)
         finally:
             peak = proxy.stop()
     assert 0 < peak <= 64 * MIB
+
+
+def test_a_further_signal_ends_a_process_that_waits_for_a_look_up() -> None:
+    hanging = (
+        "import socket, sys, threading\n"
+        "socket.getaddrinfo = lambda *_, **__: print('looking up', flush=True) or threading.Event().wait()\n"
+        "from eventengine.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", hanging, *PROXY[:3], "--to", "a-name:80"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        heard = re.search(r"listening on 127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert heard
+        with socket.create_connection(("127.0.0.1", int(heard[1])), TIMEOUT) as client:
+            assert process.stdout.readline() == "looking up\n"
+            process.send_signal(signal.SIGINT)
+            assert client.recv(1) == b""
+            assert process.stdout.readline().startswith("1 connections, 1 of them without the target")
+            while process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def resident(pid: int, field: str) -> int:

@@ -289,13 +289,50 @@ def test_a_target_that_resets_closes_the_client(engine: EventEngine) -> None:
         assert "failed" in str(served.wait_for_ended(1)[0].outcome)
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0"])
+def test_who_did_not_get_its_stream_to_the_end_is_reset(engine: EventEngine, listen: str) -> None:
+    def greet_and_reset(connection: socket.socket) -> None:
+        connection.sendall(b"half of it")
+        connection.recv(1)
+        reset(connection)
+
+    with Target(greet_and_reset) as target, Served(engine, target.address, listen=listen) as served:
+        with served.connect() as client:
+            assert receive(client, 10) == b"half of it"
+            client.sendall(b"x")
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        served.wait_for_ended(1)
+
+
+def test_what_a_target_said_before_it_would_take_no_more_is_passed_on(engine: EventEngine, tmp_path: Path) -> None:
+    """As a server does that refuses an upload."""
+    answer = os.urandom(3 * MIB)
+
+    def answer_early(connection: socket.socket) -> None:
+        connection.shutdown(socket.SHUT_RD)  # on a unix socket, a write of the other side fails
+        connection.sendall(answer)
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "target"))
+    listener.listen()
+    with Target(answer_early, listener) as target, Served(engine, target.address) as served:
+        with served.connect() as client:
+            assert receive(client, 1) == answer[:1]
+            client.sendall(b"what is not taken any more")
+            assert receive_all(client) == answer[1:]
+        assert "writing up failed" in str(served.wait_for_ended(1)[0].outcome)
+        assert (served.up.memory.used, served.down.memory.used) == (0, 0)
+
+
 def test_a_client_that_resets_closes_the_target(engine: EventEngine) -> None:
     with Target(say_ready_then_wait) as target, Served(engine, target.address) as served:
         client = served.connect()
         assert receive(client, 5) == b"ready"
         reset(client)
         assert "failed" in str(served.wait_for_ended(1)[0].outcome)
-        target.results[0].result(TIMEOUT)
+        with pytest.raises(ConnectionResetError):
+            target.results[0].result(TIMEOUT)
 
 
 class Clock(Wrapped):

@@ -7,8 +7,9 @@ Rules:
 
 1. A `Pipe` is one direction. It reads, writes what it read, and reads again only when that write is done: it holds
    one read's worth at most, and a reader that is slow holds back its sender.
-2. The end of one stream is passed on as a half-close; the other direction goes on. When both have ended, or either
-   has failed, the `Relay` closes both ends, once.
+2. The end of one stream is passed on as a half-close; the other direction goes on. Who takes no more ends that
+   direction only: what it said before it left is passed on. When both have ended, or a read has failed, the `Relay`
+   closes both ends, once; who did not get its stream to the end is reset, and takes no half for the whole.
 3. The two directions draw on two quotas. With one, connections that all send at once could fill it with what their
    targets take only after their answers were read, and for those reads nothing would be left: all would wait for
    ever.
@@ -18,9 +19,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import threading
 from collections.abc import Callable
-from socket import AF_UNIX
+from socket import AF_UNIX, SO_LINGER, SOCK_STREAM, SOL_SOCKET, socket
 from time import monotonic
 
 from eventengine import (
@@ -37,6 +40,7 @@ from eventengine import (
     Status,
     StatusCode,
     StatusOr,
+    SupportsFileDescriptor,
     TaskHandle,
 )
 
@@ -44,17 +48,26 @@ __all__ = ["Pipe", "Proxy", "Relay"]
 
 CONNECT_TIMEOUT = 10.0
 
+_NO_LINGER = struct.pack("ii", 1, 0)
+
 
 class Pipe:
-    """One direction of a relay: what comes from `source` goes to `sink`."""
+    """One direction of a relay: what comes from `source` goes to `sink`.
 
-    __slots__ = ("_buffer", "_relay", "_source", "_writing", "bytes", "ended", "name", "sink")
+    Attributes:
+        bytes: How many were passed on; a write that did not go to its end counts for none.
+        ended: Nothing more passes this way.
+        whole: It ended with its stream.
+    """
+
+    __slots__ = ("_buffer", "_relay", "_source", "_writing", "bytes", "ended", "name", "sink", "whole")
 
     def __init__(self, relay: Relay, name: str, source: Endpoint, sink: Endpoint) -> None:
         self.name = name
         self.sink = sink
         self.bytes = 0
         self.ended = False
+        self.whole = False
         self._relay = relay
         self._source = source
         self._buffer = SliceBuffer()
@@ -84,7 +97,7 @@ class Pipe:
             if self._write():
                 self.run()
         elif status.code is StatusCode.OUT_OF_RANGE:
-            self.ended = True
+            self.ended = self.whole = True
             self._relay.on_stream_end(self)
         else:
             self._relay.end(f"reading {self.name} failed: {status}")
@@ -98,7 +111,8 @@ class Pipe:
             self.run()
         else:
             self._buffer.clear()
-            self._relay.end(f"writing {self.name} failed: {status}")
+            self.ended = True
+            self._relay.on_sink_lost(f"writing {self.name} failed: {status}")
 
 
 class Relay:
@@ -118,6 +132,7 @@ class Relay:
         "_allocator",
         "_attempt",
         "_client",
+        "_lost",
         "_proxy",
         "_server",
         "_started",
@@ -142,6 +157,7 @@ class Relay:
         self._proxy = proxy
         self._client = client
         self._allocator = allocator
+        self._lost: str | None = None
         self._server: Endpoint | None = None
         self._addresses: list[ResolvedAddress] = []
         self._attempt: ConnectionHandle | None = None
@@ -161,9 +177,18 @@ class Relay:
         else:
             self._proxy.resolver.lookup_hostname(self._on_resolve, self.target)
 
+    @property
+    def _is_over(self) -> bool:
+        return self.up is not None and self.up.ended and self.down is not None and self.down.ended
+
+    def on_sink_lost(self, why: str) -> None:
+        self._lost = self._lost or why
+        if self._is_over:
+            self.end(self._lost)
+
     def on_stream_end(self, pipe: Pipe) -> None:
-        if self.up and self.up.ended and self.down and self.down.ended:
-            self.end("both sides ended")
+        if self._is_over:
+            self.end(self._lost or "both sides ended")
         elif half := pipe.sink.query_extension(HalfCloseable):
             half.close_write()
         else:
@@ -179,9 +204,9 @@ class Relay:
             self._proxy.engine.cancel(self._timer)
         if self._attempt is not None:
             self._proxy.engine.cancel_connect(self._attempt)
-        self._client.close()
+        _close(self._client, self.down)
         if self._server is not None:
-            self._server.close()
+            _close(self._server, self.up)
         self._allocator.close()
         self._proxy.on_relay_end(self)
 
@@ -240,6 +265,19 @@ class Relay:
             self.end(f"nothing moved for {limit:g} s")
 
 
+def _close(sink: Endpoint, pipe: Pipe | None) -> None:
+    """With a reset, where `sink` has not got all of a stream that was begun. Unix sockets know none."""
+    descriptor = sink.query_extension(SupportsFileDescriptor)
+    if pipe is not None and not pipe.whole and descriptor is not None:
+        sock = socket(sink.peer_address.family, SOCK_STREAM, fileno=descriptor.fileno())
+        try:
+            with contextlib.suppress(OSError):  # it was reset already
+                sock.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+        finally:
+            sock.detach()
+    sink.close()
+
+
 class Proxy:
     """Passes each connection that is made to it on to `target`.
 
@@ -248,7 +286,8 @@ class Proxy:
         up: Bounds what is held on its way from clients; a limit on connections goes here too.
         down: Bounds what is held on its way to clients.
         target: An address; or "name:port", looked up for each connection, its addresses tried in turn.
-        idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed.
+        idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed. What is
+            passed on is counted in whole reads, and the kernel buffers some MiB: give a slow reader the time for those.
         on_end: Called on the loop's thread with each relay that has ended.
 
     Attributes:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import signal
 import sys
+import threading
 
 from eventengine import ResolvedAddress, ResourceQuota, StatusError
 from eventengine.cli.engines import load_engine
@@ -29,7 +30,8 @@ def run(
     """Runs the proxy until SIGINT or SIGTERM and returns the exit status. For a process's main thread.
 
     The two signals stay blocked, so that one that comes at any time, also a second one, is waited for and never
-    interrupts what is being cleaned up.
+    interrupts what is being cleaned up. Once the summary is told, a further one ends the process at once: a look-up
+    under way may keep it for seconds.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # before there are threads: they inherit it
     up = ResourceQuota("up", memory=memory // 2, connections=max_connections)
@@ -57,7 +59,17 @@ def run(
         f"peak memory {up.memory.peak + down.memory.peak} of {memory} bytes",
         flush=True,
     )
+    if threading.active_count() > 1:
+        _let_signals_end_us()
     return 0
+
+
+def _let_signals_end_us() -> None:
+    while signal.sigtimedwait(_STOP_SIGNALS, 0) is not None:
+        pass  # those that came meanwhile asked for what was done
+    for each in _STOP_SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def _fail(message: str) -> int:
