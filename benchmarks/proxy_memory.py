@@ -24,7 +24,7 @@ from pathlib import Path
 
 from eventengine.cli.demo import ProxyProcess
 from eventengine.cli.engines import ENGINES, load_engine
-from eventengine.memory import parse_size
+from eventengine.memory_quota import parse_size
 
 MIB = 1 << 20
 TIMEOUT = 60.0

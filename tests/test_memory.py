@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from eventengine.memory import MemoryAllocator, MemoryQuota, MemoryRequest, Reservation, parse_size
+from eventengine.memory import MemoryAllocator, MemoryRequest, Reservation
+from eventengine.memory_quota import MemoryQuota, parse_size
 from eventengine.slices import Block, Pool, Slice, SliceBuffer
 from eventengine.status import ClosedResourceError
 from together import run_script, run_together
@@ -739,7 +740,7 @@ lines = 0
 
 def collect_at_one_line(frame, event, argument):
     global lines
-    if frame.f_globals.get("__name__") in ("eventengine.memory", "eventengine.slices"):
+    if frame.f_globals.get("__name__") in ("eventengine.memory", "eventengine.memory_quota", "eventengine.slices"):
         lines -= 1
         if not lines:
             gc.collect()

@@ -255,8 +255,8 @@ def test_a_view_that_a_finalizer_saves_never_shows_the_bytes_of_another_use(
 def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None:
     run_script(
         "import sys\n"
-        "import eventengine.memory as memory, eventengine.quota as quota\n"
-        "for name in ['slices', 'memory', 'quota']:\n"
+        "import eventengine.quota\n"
+        "for name in ['slices', 'memory_quota', 'memory', 'quota']:\n"
         "    del sys.modules[f'eventengine.{name}']\n"
         "def trace(frame, event, argument):\n"
         "    if frame.f_globals.get('__name__') == 'eventengine.slices':\n"

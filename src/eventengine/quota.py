@@ -1,10 +1,10 @@
 """`ResourceQuota`: one bound for the memory, the connections and the threads of everything that shares it.
 
-What memory is, and when a read waits, stands in `memory`; this file adds the two plain counters.
+What memory is, and when a read waits, stands in `memory_quota`; this file adds the two plain counters.
 
 The counters change under a lock of their own. Giving back takes no lock, for what is collected gives back in whatever
 code the collection interrupts, the holder of the lock included: it is queued, and counted by who looks next, as in
-`memory`. Listeners that found no connection left wait in line: who gives one back wakes the first.
+`memory_quota`. Listeners that found no connection left wait in line: who gives one back wakes the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from eventengine.memory import UNLIMITED, MemoryAllocator, MemoryQuota, check_quota_size, parse_size
+from eventengine.memory import MemoryAllocator
+from eventengine.memory_quota import UNLIMITED, MemoryQuota, check_quota_size, parse_size
 from eventengine.status import Status, StatusCode, StatusError
 
 __all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]

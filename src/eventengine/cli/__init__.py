@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from eventengine.address import ResolvedAddress
 from eventengine.cli.engines import ENGINES
-from eventengine.memory import parse_size
+from eventengine.memory_quota import parse_size
 
 __all__ = ["main"]
 

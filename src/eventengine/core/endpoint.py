@@ -32,7 +32,7 @@ from eventengine.core.host import READ, WRITE
 from eventengine.core.reading import CLOSED
 from eventengine.core.writing import WritingHalf
 from eventengine.engine import SupportsFileDescriptor
-from eventengine.memory import MemoryQuota
+from eventengine.memory_quota import MemoryQuota
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusError
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from eventengine.core.host import READ
 from eventengine.core.mailbox import forked
 from eventengine.core.sockets import UnixFile, bind_and_listen, options_are_inherited, set_options
 from eventengine.engine import Endpoint, EventEngine, Listener, TaskHandle
-from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory, MemoryQuota
+from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
+from eventengine.memory_quota import MemoryQuota
 from eventengine.quota import ConnectionQuota, ResourceQuota
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 

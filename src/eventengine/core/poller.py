@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostPoller", "Owner", "Poller", "PrivatePoller", "has_private_poller"]
 
-LIMIT: Final = 256  # about a millisecond of small messages
+LIMIT: Final = 64  # half a millisecond of small messages
 _EPOLLIN: Final = 1
 _EPOLLOUT: Final = 4
 # All else has EPOLLERR or EPOLLHUP in it, or both bits: whichever is tried will tell.

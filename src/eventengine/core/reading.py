@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import READ
 from eventengine.engine import Endpoint
-from eventengine.memory import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
+from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
 from eventengine.slices import Block, SliceBuffer
 from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
 

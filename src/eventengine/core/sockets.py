@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import Callable
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
@@ -22,9 +23,22 @@ def options_are_inherited(family: int) -> bool:
     return sys.platform == "linux" and family in _IP_FAMILIES
 
 
-def make_socket(family: int, config: EndpointConfig) -> socket.socket:
+class _Listening(socket.socket):
+    """`accept` looks at these two for each connection, and the standard library makes enums of both each time."""
+
+    __slots__ = ("family", "type")
+
+    def __init__(self, family: int, kind: int) -> None:
+        super().__init__(family, kind)
+        self.family = socket.AddressFamily(family)  # type: ignore[misc]  # a property there
+        self.type = socket.SOCK_STREAM  # type: ignore[misc]
+
+
+def make_socket(
+    family: int, config: EndpointConfig, make: Callable[[int, int], socket.socket] = socket.socket
+) -> socket.socket:
     """A non-blocking stream socket with the options of `config`. Raises OSError, or what the hook raised."""
-    sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
+    sock = make(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
     try:
         sock.setblocking(False)
         set_options(sock, config)
@@ -96,7 +110,7 @@ def bind_and_listen(
 
     With `dual_stack` an IPv6 socket takes IPv4 connections too, else it never does.
     """
-    sock = make_socket(address.family, config)
+    sock = make_socket(address.family, config, _Listening)
     file = None
     try:
         if address.family in _IP_FAMILIES:

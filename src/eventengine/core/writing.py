@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from eventengine.core.host import WRITE
 from eventengine.core.reading import CLOSED, LENT, OnDone, ReadingHalf, check_count
 from eventengine.engine import HalfCloseable, WriteEventSink
-from eventengine.memory import MemoryQuota
+from eventengine.memory_quota import MemoryQuota
 from eventengine.slices import SliceBuffer, recycle_last
 from eventengine.status import BusyResourceError, ClosedResourceError, Status
 
