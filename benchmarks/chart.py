@@ -14,7 +14,12 @@ ENGINE, HOST, BARE = "#1f6f8b", "#b9c6cc", "#8a8a8a"
 def draw(rates: dict[str, dict[str, float]]) -> str:
     """`rates` gives, for each title, the rate of each server."""
     parts: list[str] = []
-    y = 10
+    x = 10
+    for colour, text in ((ENGINE, "the engines"), (HOST, "the hosts' own"), (BARE, "the least there can be")):
+        parts.append(f'<rect x="{x}" y="10" width="{BAR}" height="{BAR}" fill="{colour}"/>')
+        parts.append(f'<text x="{x + BAR + 6}" y="{10 + BAR - 4}">{escape(text)}</text>')
+        x += 190
+    y = 10 + BAR + 14
     for title, servers in rates.items():
         unit = "MB/s" if "iB" in title else "thousands a second"
         parts.append(f'<text x="10" y="{y + 24}" class="title">{escape(title)}</text>')
