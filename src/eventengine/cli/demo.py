@@ -94,6 +94,10 @@ class _FileRequest(socketserver.StreamRequestHandler):
             self.connection.sendfile(file, offset, length)
 
 
+class _FileServer(socketserver.ThreadingTCPServer):
+    request_queue_size = CONNECTIONS  # a connection beyond the backlog is tried again a second later
+
+
 def run() -> int:
     """Prints the table and returns the exit status: 0 if every digest was right."""
     print(_INTRODUCTION)
@@ -139,7 +143,7 @@ def _write_file(file: IO[bytes]) -> str:
 
 @contextmanager
 def _serving(path: Path) -> Generator[int, None, None]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), partial(_FileRequest, path)) as server:
+    with _FileServer(("127.0.0.1", 0), partial(_FileRequest, path)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
