@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.chart import draw
-from benchmarks.contest import HERE, Figures, Ratio, Server, Work, built, contest, ratio, running
+from benchmarks.contest import HERE, Figures, Ratio, Server, Work, built, contest, put_load, ratio, running
 from benchmarks.servers import SERVERS
 
 TWISTED, TORNADO, BARE, DEFAULT = "Twisted Protocol", "Tornado IOStream", "bare epoll loop", "engine, default"
@@ -95,8 +95,12 @@ def many(report: Report, folder: Path) -> None:
     report.title("What 5,000 busy connections leave of the rate of 100")
     names = ("C epoll", BARE, DEFAULT, ON_TWISTED, ON_TORNADO, TWISTED, TORNADO)
     with running(folder, names, report.cores[0]) as servers:
-        few = contest(folder, servers, WORKS[0], report.cores, report.rounds, report.seconds)
-        lots = contest(folder, servers, MANY, report.cores, report.rounds, 2 * report.seconds)
+        few: dict[str, list[Figures]] = {name: [] for name in names}
+        lots: dict[str, list[Figures]] = {name: [] for name in names}
+        for _ in range(report.rounds):  # side by side: what the machine does beside changes from minute to minute
+            for server in servers:
+                few[server.name].append(put_load(folder, server, WORKS[0], report.cores[1], report.seconds))
+                lots[server.name].append(put_load(folder, server, MANY, report.cores[1], 2 * report.seconds))
     for name in names:
         report.line(name, rates_compared(lots[name], few[name]))
 
