@@ -23,7 +23,7 @@ LAYERS = (
     ("slices",),
     ("memory_quota",),
     ("memory",),
-    ("quota",),
+    ("quota", "admission"),
     ("engine",),
     ("core",),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),

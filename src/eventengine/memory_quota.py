@@ -10,7 +10,8 @@ Rules:
 2. Taking never fails and never waits. What bounds memory is that *reading* waits: `try_block` gives None while there
    is no room, and the endpoint puts itself on `waiters`.
 3. No wake-up is lost: a waiter registers first and tries again after; who gives back appends first and looks for
-   waiters after. One gift wakes one waiter, who wakes the next when it finds room left.
+   waiters after. One gift wakes one waiter, who wakes the next when it finds room left. Bulk waiters, who want more
+   than a block, are woken all, and only while no other waits; they stay enlisted, so being woken in vain loses nothing.
 4. Pools are the reserve that spares the lock: free lists of blocks of a power of two, whose pop and append are
    atomic. Pooled blocks count in `taken` and `peak`, so the bound includes them, but not in `used`. As soon as more
    than 0.8 of the quota is taken (`is_tight`), every request goes the slow way, which empties the pools before it
@@ -80,7 +81,18 @@ class MemoryQuota:
     Any method may be called from any thread.
     """
 
-    __slots__ = ("__weakref__", "_given", "_lock", "_peak", "_size", "_taken", "is_tight", "pools", "waiters")
+    __slots__ = (
+        "__weakref__",
+        "_given",
+        "_lock",
+        "_peak",
+        "_size",
+        "_taken",
+        "bulk_waiters",
+        "is_tight",
+        "pools",
+        "waiters",
+    )
 
     def __init__(self, size: int = UNLIMITED) -> None:
         self._lock = threading.RLock()
@@ -90,6 +102,7 @@ class MemoryQuota:
         self._given: deque[int] = deque()
         self.is_tight = False
         self.waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
+        self.bulk_waiters: dict[Callable[[], object], None] = {}
         self.pools: dict[int, Pool] = {}
         size_of_block = SMALLEST_BLOCK
         while size_of_block <= LARGEST_POOLED_BLOCK:
@@ -144,10 +157,20 @@ class MemoryQuota:
             self._count(amount)
         return amount
 
+    def try_take(self, amount: int) -> bool:
+        """Counts `amount` bytes as taken, if there is room for them."""
+        with self._lock:
+            self._fold()
+            self._trim(self._taken + amount - self._size)
+            if self._taken + amount > self._size:
+                return False
+            self._count(amount)
+            return True
+
     def give(self, amount: int) -> None:
         """Gives back what was taken. Takes no lock: it is what a block calls when it dies."""
         self._given.append(amount)
-        if self.waiters:
+        if self.waiters or self.bulk_waiters:
             self.wake_one()
 
     def make_block(self, minimum: int, most: int) -> Block:
@@ -193,7 +216,7 @@ class MemoryQuota:
         pool = block.pool
         if pool is not None:
             pool.append(block)
-            if self.waiters:
+            if self.waiters or self.bulk_waiters:
                 self.wake_one()
 
     def add_waiter(self, on_room: Callable[[], object]) -> None:
@@ -213,9 +236,23 @@ class MemoryQuota:
         """Takes back `add_waiter`. If it was being woken just then, the call to `on_room` still comes."""
         self.waiters.pop(on_room, None)
 
+    def add_bulk_waiter(self, on_room: Callable[[], object]) -> None:
+        """Has `on_room` called, in any thread, whenever memory was given back that no other waits for, until
+        `remove_bulk_waiter`: for who wants much at a time, and must not stand in the way of who wants little."""
+        self.bulk_waiters[on_room] = None
+
+    def remove_bulk_waiter(self, on_room: Callable[[], object]) -> None:
+        """Takes back `add_bulk_waiter`; a call to `on_room` may still come."""
+        self.bulk_waiters.pop(on_room, None)
+
+    @property
+    def somebody_waits(self) -> bool:
+        """Whether anything waits for memory now, on any loop."""
+        return bool(self.waiters or self.bulk_waiters)
+
     def wake_next_waiter(self) -> None:
         """Wakes a waiter if there is room for one."""
-        if self.waiters:
+        if self.waiters or self.bulk_waiters:
             with self._lock:
                 self._fold()
                 room = self._size - self._taken + self._pooled()
@@ -223,7 +260,7 @@ class MemoryQuota:
                 self.wake_one()
 
     def wake_one(self) -> None:
-        """Wakes the waiter that has waited longest, if there is one."""
+        """Wakes the waiter that has waited longest; where there is none, those in bulk."""
         while self.waiters:
             try:
                 on_room, _ = self.waiters.popitem(last=False)
@@ -231,6 +268,8 @@ class MemoryQuota:
                 return
             if on_room() is not True:
                 return
+        for on_room in list(self.bulk_waiters):
+            on_room()
 
     # What follows is called with the lock held.
 
@@ -284,7 +323,7 @@ class MemoryQuota:
 class _Nobody:
     """The owner of a block whose charge was given back for it."""
 
-    waiters = ()
+    waiters = bulk_waiters = ()
 
     def give(self, amount: int) -> None:
         """Nothing is left to give."""
@@ -311,6 +350,7 @@ def _after_fork_in_child() -> None:
     for memory in list(_quotas):
         memory._lock = threading.RLock()
         memory.waiters.clear()
+        memory.bulk_waiters.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -40,6 +40,9 @@ class BlockOwner(Protocol):
     @property
     def waiters(self) -> Collection[object]: ...
 
+    @property
+    def bulk_waiters(self) -> Collection[object]: ...
+
     def give(self, amount: int) -> None: ...
 
     def wake_one(self) -> None: ...
@@ -103,7 +106,7 @@ class Slice:
             if (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
                 owner = block.owner  # before it is anybody's
                 pool.append(block)
-                if owner.waiters:
+                if owner.waiters or owner.bulk_waiters:
                     owner.wake_one()
 
     def __len__(self) -> int:
@@ -158,7 +161,7 @@ def recycle_last(parts: list[memoryview]) -> None:
     if type(block) is Block and (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
         owner = block.owner  # before it is anybody's
         pool.append(block)
-        if owner.waiters:
+        if owner.waiters or owner.bulk_waiters:
             owner.wake_one()
 
 

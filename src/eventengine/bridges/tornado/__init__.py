@@ -1,4 +1,4 @@
-"""The bridge to Tornado: `TornadoEventEngine` on an IOLoop."""
+"""The bridge to Tornado: `TornadoEventEngine` on an IOLoop, `QuotaHTTPServer` for a site whose uploads are bounded."""
 
 try:
     import tornado as _tornado
@@ -6,7 +6,8 @@ except ImportError as error:
     raise ImportError('Tornado is not installed; pip install "eventengine[tornado]" brings it') from error
 
 from eventengine.bridges.tornado.host import TornadoEventEngine
+from eventengine.bridges.tornado.httpserver import QuotaHTTPServer
 
 del _tornado
 
-__all__ = ["TornadoEventEngine"]
+__all__ = ["QuotaHTTPServer", "TornadoEventEngine"]

@@ -1,0 +1,194 @@
+"""Who may send a body: uploads whose bodies are held whole are let in as a quota has room for them.
+
+The length of a body is known, as a rule, before its first byte. Without this, bodies that are half there fill the
+quota, none can be finished, and all wait for ever. So an upload asks for all of its room first; who has none waits,
+and TCP holds its sender back.
+
+Rules:
+
+1. Everything here is the loop's thread's, but for `_on_room` and `Upload.end`, which any thread may call.
+2. The smallest goes first, for it waits for the least; but who has waited for PATIENCE seconds goes before all younger
+   ones, so that none waits for ever.
+3. Who holds room, still has bytes to send, and has sent none for STALLED seconds while somebody waits is cut. Who keeps
+   moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another loop. Of those
+   whose length is not known, which ask as they go, all may come to wait for one another: then who holds most is cut.
+4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
+   `_posted` makes one letter of many wake-ups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from eventengine.memory_quota import MemoryQuota
+
+__all__ = ["Admission", "Scheduler", "Upload"]
+
+STALLED: Final = 2.0
+PATIENCE: Final = 10.0
+_LOOKS: Final = 0.25
+"""Seconds between two looks for stalled ones."""
+
+
+class Scheduler(Protocol):
+    """The little that is needed of a loop."""
+
+    def call_later(self, delay: float, function: Callable[[], object], /) -> object: ...
+
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> object:
+        """From any thread. Raises RuntimeError when the loop was closed."""
+
+
+class Upload:
+    """One body that is being received.
+
+    Args:
+        on_cut: Called once if it stalls (rule 3); it ends the connection, and calls `end`.
+    """
+
+    __slots__ = ("_admission", "_held", "_on_admitted", "_on_cut", "_wanted", "moved_at", "since")
+
+    def __init__(self, admission: Admission, on_cut: Callable[[], object]) -> None:
+        self._admission = admission
+        self._held: list[int] = []
+        self._wanted = 0
+        self._on_admitted: Callable[[], object] | None = None
+        self._on_cut: Callable[[], object] | None = on_cut
+        self.moved_at = self.since = monotonic()
+
+    @property
+    def held(self) -> int:
+        """The bytes that it has room for."""
+        return sum(self._held)
+
+    @property
+    def wanted(self) -> int:
+        """The bytes that it waits for; 0 while it does not wait."""
+        return self._wanted
+
+    def ask(self, size: int, on_admitted: Callable[[], object]) -> bool:
+        """Asks for room for `size` bytes more. True: it has them. False: `on_admitted` is called when it has, and no
+        byte may be taken off the socket until then."""
+        self._wanted = size
+        self.since = monotonic()
+        if self._admission.let_in(self):
+            return True
+        self._on_admitted = on_admitted
+        return False
+
+    def moved(self) -> None:
+        """Bytes have arrived."""
+        self.moved_at = monotonic()
+
+    def complete(self) -> None:
+        """All has arrived: it cannot stall any more, and holds its room until `end`."""
+        self._on_cut = None
+        self._admission.receiving.discard(self)
+
+    def end(self) -> None:
+        """Gives back what it holds, and waits for nothing more. May be called twice, and from any thread."""
+        self._admission.leave(self)
+        self._on_cut = self._on_admitted = None
+        while self._held:
+            with contextlib.suppress(IndexError):
+                self._admission.memory.give(self._held.pop())
+
+    def cut(self) -> None:
+        """By `Admission`: rule 3."""
+        on_cut, self._on_cut = self._on_cut, None
+        if on_cut is not None:
+            on_cut()
+
+    def admit(self) -> None:
+        """By `Admission`, who has taken the room."""
+        self._held.append(self._wanted)
+        self._wanted = 0
+        self.moved_at = monotonic()
+        on_admitted, self._on_admitted = self._on_admitted, None
+        if on_admitted is not None:  # else it is admitted within `ask`, which says so
+            on_admitted()
+
+
+class Admission:
+    """The uploads on one loop that draw on one quota."""
+
+    __slots__ = ("_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "receiving")
+
+    def __init__(self, memory: MemoryQuota, loop: Scheduler) -> None:
+        self.memory = memory
+        self.receiving: set[Upload] = set()
+        self._loop = loop
+        self._waiting: dict[Upload, None] = {}
+        self._contended_since: float | None = None
+        self._posted = self._ticking = False
+
+    def let_in(self, upload: Upload) -> bool:
+        """See `Upload.ask`."""
+        self._waiting[upload] = None
+        self.memory.add_bulk_waiter(self._on_room)
+        self._let_in_who_fit()
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_LOOKS, self._look_for_stalled)
+        return not upload.wanted
+
+    def leave(self, upload: Upload) -> None:
+        """It waits no longer, and receives nothing more."""
+        self.receiving.discard(upload)
+        if upload in self._waiting:
+            self._waiting.pop(upload, None)
+            self._let_in_who_fit()
+
+    def _on_room(self) -> None:
+        """The quota has room. Any thread."""
+        if not self._posted:
+            self._posted = True
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and with it ended what waits
+                self._loop.call_soon_threadsafe(self._on_room_here)
+
+    def _on_room_here(self) -> None:
+        self._posted = False
+        self._let_in_who_fit()
+
+    def _let_in_who_fit(self) -> None:
+        while self._waiting:
+            first = self._first()
+            if not self.memory.try_take(first.wanted):
+                return
+            del self._waiting[first]
+            self.receiving.add(first)
+            first.admit()
+        self.memory.remove_bulk_waiter(self._on_room)
+
+    def _first(self) -> Upload:
+        """Rule 2."""
+        oldest = next(iter(self._waiting))
+        if monotonic() - oldest.since >= PATIENCE:
+            return oldest
+        return min(self._waiting, key=lambda upload: upload.wanted)
+
+    def _look_for_stalled(self) -> None:
+        """Rule 3."""
+        self._ticking = bool(self.receiving or self._waiting)
+        if self._ticking:
+            self._loop.call_later(_LOOKS, self._look_for_stalled)
+        now = monotonic()
+        if not self.memory.somebody_waits:
+            self._contended_since = None
+            return
+        if self._contended_since is None:
+            self._contended_since = now
+        late = now - STALLED
+        if self._contended_since > late:
+            return
+        stalled = [each for each in self.receiving if not each.wanted and each.moved_at <= late]
+        if not stalled and all(each.wanted for each in self.receiving):
+            # Each has a part and waits for more: one of them makes room for the others.
+            stalled = sorted(self.receiving, key=lambda upload: upload.held)[-1:]
+            self._contended_since = now
+        for upload in stalled:
+            upload.cut()

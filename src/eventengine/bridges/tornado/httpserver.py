@@ -1,0 +1,209 @@
+"""`QuotaHTTPServer`: Tornado's HTTPServer, the request bodies in the making bounded by a quota.
+
+Tornado holds a body whole before it calls the handler. Its length stands in the headers, so it is admitted before its
+first byte is read (see `admission`), and charged for as long as its HTTP1Connection lives, which the request, and so
+the body, refers to. Only Tornado's public hooks are used: `start_request`, an `HTTPMessageDelegate` around the
+application's, and that reading waits for what `headers_received` and `data_received` return.
+
+A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
+be admitted is not charged for that, so it is kept small: only while a body is received is the size what it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream
+from tornado.log import gen_log
+
+from eventengine.admission import Admission, Upload
+from eventengine.memory_quota import check_quota_size
+from eventengine.quota import ResourceQuota
+
+if TYPE_CHECKING:
+    from tornado.http1connection import HTTP1Connection
+    from tornado.httputil import HTTPConnection
+
+__all__ = ["QuotaHTTPServer"]
+
+READ_AHEAD: Final = 4096
+"""Bytes that a stream reads at a time while it receives no body."""
+
+_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large"}
+
+
+class QuotaHTTPServer(HTTPServer):
+    """An HTTPServer whose request bodies are bounded, all together, by a quota.
+
+    Everything else is Tornado's: arguments, application, handlers. `HTTPServer.configure(QuotaHTTPServer,
+    quota=quota)` has `Application.listen` make one.
+
+    A body waits, unread, until the quota has room for its `Content-Length`; TCP's flow control holds its sender back
+    meanwhile. The smallest goes first, and who has waited for ten seconds before all. One that is longer than the quota
+    is answered with 413. One that has sent nothing for two seconds while others wait is answered with 408 and closed;
+    who keeps sending, however slowly, is not. A chunked body asks for room as it grows. A handler with
+    `@stream_request_body` holds what it likes and is not charged.
+
+    Args:
+        request_callback: As for HTTPServer.
+        quota: A ResourceQuota, which other servers and engines may share; or its memory alone, as in "64MiB".
+        **options: As for HTTPServer.
+
+    Raises TypeError or ValueError for what is no quota.
+    """
+
+    def initialize(  # type: ignore[override]  # a Configurable's, which takes what its class takes
+        self,
+        request_callback: HTTPServerConnectionDelegate | Callable[[HTTPServerRequest], None],
+        *,
+        quota: ResourceQuota | str | int,
+        **options: object,
+    ) -> None:
+        if not isinstance(quota, ResourceQuota):
+            quota = ResourceQuota("http", memory=check_quota_size(quota))
+        self.quota = quota
+        self.body_chunk_size = READ_AHEAD  # each stream tells
+        self._admissions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Admission] = (
+            weakref.WeakKeyDictionary()
+        )
+        super().initialize(request_callback, **cast("dict[str, Any]", options))
+
+    def handle_stream(self, stream: IOStream, address: object) -> None:
+        self.body_chunk_size = stream.read_chunk_size
+        stream.read_chunk_size = min(READ_AHEAD, self.body_chunk_size)
+        super().handle_stream(  # pyright: ignore[reportUnknownMemberType]  # Tornado's tuple has no parameters
+            stream, cast("tuple[Any, ...]", address)
+        )
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        delegate = super().start_request(server_conn, request_conn)
+        return _Admitted(delegate, cast("HTTP1Connection", request_conn), self)
+
+    def admission(self) -> Admission:
+        """That of the running loop."""
+        loop = asyncio.get_running_loop()
+        found = self._admissions.get(loop)
+        if found is None:
+            found = self._admissions[loop] = Admission(self.quota.memory, loop)
+        return found
+
+
+class _Admitted(HTTPMessageDelegate):
+    """Stands before the application's delegate."""
+
+    def __init__(
+        self, delegate: HTTPMessageDelegate, connection: HTTP1Connection, server: QuotaHTTPServer
+    ) -> None:
+        self._delegate = delegate
+        self._connection = connection
+        self._server = server
+        self._upload: Upload | None = None
+        self._left = 0  # of what room was asked for
+        self._waiter: asyncio.Future[None] | None = None
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        streams = self._delegate.headers_received(start_line, headers)
+        length = _content_length(headers)
+        stream = self._connection.stream
+        if stream is not None and (streams is not None or "Upgrade" in headers):
+            stream.read_chunk_size = self._server.body_chunk_size
+        if streams is not None or not (length or "Transfer-Encoding" in headers):
+            return streams
+        if stream is None or length > (self._server.conn_params.max_body_size or stream.max_buffer_size):
+            return None  # Tornado refuses it
+        size = self._server.quota.memory.size
+        if size is not None and length > size:
+            self._refuse(413)
+            return None
+        stream.read_chunk_size = self._server.body_chunk_size  # nothing is read until it is admitted
+        upload = self._upload = Upload(self._server.admission(), self._on_stalled)
+        weakref.finalize(self._connection, upload.end).atexit = False
+        return self._ask(upload, length) if length else None
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        upload = self._upload
+        if upload is None:
+            return self._delegate.data_received(chunk)
+        upload.moved()
+        if len(chunk) > self._left:  # chunked, or decompressed
+            room = self._ask(upload, len(chunk) - self._left)
+            if room is not None:
+                return self._receive_later(room, chunk)
+        self._left -= len(chunk)
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        if self._upload is not None:
+            self._upload.complete()
+            if self._connection.stream is not None:
+                self._connection.stream.read_chunk_size = min(READ_AHEAD, self._server.body_chunk_size)
+        delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
+        delegate.finish()
+
+    def on_connection_close(self) -> None:
+        if self._upload is not None:
+            self._upload.end()
+        self._delegate.on_connection_close()
+
+    async def _receive_later(self, room: Awaitable[None], chunk: bytes) -> None:
+        await room
+        self._left -= len(chunk)
+        passed_on = self._delegate.data_received(chunk)
+        if passed_on is not None:
+            await passed_on
+
+    def _ask(self, upload: Upload, size: int) -> Awaitable[None] | None:
+        """Asks for room: None if it is there, else what is done when it is, or when the connection was closed."""
+        self._left += size
+        if upload.ask(size, self._go_on):
+            return None
+        return self._wait()
+
+    async def _wait(self) -> None:
+        stream = self._connection.stream
+        if stream is None or self._upload is None or not self._upload.wanted:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        stream.set_close_callback(self._go_on)  # Tornado then finds that it was closed
+        try:
+            await self._waiter
+        except asyncio.CancelledError:  # the program ends: to be told so is no news for Tornado's log
+            stream.close()
+        finally:
+            self._waiter = None
+            stream.set_close_callback(None)
+
+    def _go_on(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _on_stalled(self) -> None:
+        gen_log.info("an upload from %s stalled while others wait", self._connection.context)
+        self._refuse(408)
+        self._go_on()
+
+    def _refuse(self, code: int) -> None:
+        """Answers, and closes when that is written; the body is read no further."""
+        headers = HTTPHeaders({"Content-Length": "0", "Connection": "close"})
+        self._connection.write_headers(ResponseStartLine("HTTP/1.1", code, _REASONS[code]), headers)
+        self._connection.finish()
+
+
+def _content_length(headers: HTTPHeaders) -> int:
+    """0 where there is none, or one that Tornado refuses."""
+    text = headers.get("Content-Length", "").partition(",")[0].strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0

@@ -1,0 +1,254 @@
+"""Uploads that ask a quota for room, on a loop that is turned by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from eventengine import ResourceQuota, admission
+from eventengine.admission import PATIENCE, STALLED, Admission, Upload
+
+KIB = 1 << 10
+
+
+class Loop:
+    """Its clock moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[tuple[float, Callable[[], object]]] = []
+        self.letters: list[Callable[[], object]] = []
+        self.is_closed = False
+
+    def call_later(self, delay: float, function: Callable[[], object], /) -> object:
+        self.timers.append((self.now + delay, function))
+        return None
+
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> object:
+        if self.is_closed:
+            raise RuntimeError("closed")
+        self.letters.append(function)
+        return None
+
+    def turn(self) -> None:
+        letters, self.letters = self.letters, []
+        for letter in letters:
+            letter()
+
+    def go(self, seconds: float) -> None:
+        """Lets time pass, in steps of the timers."""
+        end = self.now + seconds
+        while self.timers and min(when for when, _ in self.timers) <= end:
+            when, function = min(self.timers, key=lambda timer: timer[0])
+            self.timers.remove((when, function))
+            self.now = max(self.now, when)
+            function()
+            self.turn()
+        self.now = end
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    made = Loop()
+    monkeypatch.setattr(admission, "monotonic", lambda: made.now)
+    return made
+
+
+class Uploads:
+    """Uploads on one quota, and what became of them."""
+
+    def __init__(self, loop: Loop, size: int = 100 * KIB) -> None:
+        self.loop = loop
+        self.memory = ResourceQuota(memory=size).memory
+        self.admission = Admission(self.memory, loop)
+        self.admitted: list[str] = []
+        self.cut: list[str] = []
+        self.made: dict[str, Upload] = {}
+
+    def begin(self, name: str, size: int) -> Upload:
+        def on_cut() -> None:
+            self.cut.append(name)
+            upload.end()
+
+        upload = self.made[name] = Upload(self.admission, on_cut)
+        self.ask(name, size)
+        return upload
+
+    def ask(self, name: str, size: int) -> None:
+        if self.made[name].ask(size, lambda: self.admitted.append(name)):
+            self.admitted.append(name)
+
+
+def test_what_fits_is_let_in_at_once_and_charged_until_its_end(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    assert (uploads.admitted, uploads.memory.used) == (["one"], 60 * KIB)
+    one.complete()
+    assert uploads.memory.used == 60 * KIB
+    one.end()
+    one.end()
+    assert uploads.memory.used == 0
+    assert not uploads.memory.somebody_waits
+
+
+def test_who_has_no_room_waits_until_it_is_given_back(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    uploads.begin("two", 60 * KIB)
+    assert (uploads.admitted, uploads.memory.used) == (["one"], 60 * KIB)
+    assert uploads.memory.somebody_waits
+    one.end()
+    loop.turn()
+    assert (uploads.admitted, uploads.memory.used) == (["one", "two"], 60 * KIB)
+    assert not uploads.memory.somebody_waits
+
+
+def test_the_smallest_goes_first(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 100 * KIB)
+    for name, size in (("large", 90 * KIB), ("small", 20 * KIB), ("smaller", 10 * KIB)):
+        uploads.begin(name, size)
+    one.end()
+    loop.turn()
+    assert uploads.admitted == ["one", "smaller", "small"]
+    assert uploads.made["large"].wanted == 90 * KIB
+
+
+def test_who_has_waited_long_goes_before_smaller_ones(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    uploads.begin("large", 90 * KIB)
+    for _ in range(int(PATIENCE)):
+        loop.go(1.0)
+        one.moved()
+    uploads.begin("small", 20 * KIB)
+    assert uploads.admitted == ["one"]  # there is room for it, but that is the large one's
+    one.end()
+    loop.turn()
+    assert uploads.admitted == ["one", "large"]
+    uploads.made["large"].end()
+    loop.turn()
+    assert uploads.admitted == ["one", "large", "small"]
+
+
+def test_who_stalls_while_another_waits_is_cut(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("stalls", 60 * KIB)
+    uploads.begin("waits", 60 * KIB)
+    loop.go(STALLED + 1.0)
+    assert (uploads.cut, uploads.admitted) == (["stalls"], ["stalls", "waits"])
+
+
+def test_who_stalls_while_nobody_waits_is_left_alone_and_its_time_counts_from_when_one_does(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("stalls", 60 * KIB)
+    loop.go(100.0)
+    assert uploads.cut == []
+    uploads.begin("waits", 60 * KIB)
+    loop.go(STALLED - 0.5)
+    assert uploads.cut == []
+    loop.go(1.0)
+    assert uploads.cut == ["stalls"]
+
+
+def test_who_moves_is_not_cut_and_who_is_complete_neither(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("complete", 10 * KIB).complete()
+    slow = uploads.begin("slow", 60 * KIB)
+    uploads.begin("waits", 60 * KIB)
+    for _ in range(60):
+        loop.go(STALLED / 2)
+        slow.moved()
+    assert uploads.cut == []
+
+
+def test_when_all_wait_for_more_the_one_that_holds_most_is_cut_alone(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("less", 40 * KIB)
+    uploads.begin("more", 60 * KIB)
+    uploads.ask("less", 10 * KIB)
+    uploads.ask("more", 10 * KIB)
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["more"]
+    assert uploads.admitted == ["less", "more", "less"]
+    assert uploads.memory.used == 50 * KIB
+
+
+def test_who_waits_for_more_is_not_cut_while_another_moves(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("waits for more", 40 * KIB)
+    moving = uploads.begin("moves", 60 * KIB)
+    uploads.ask("waits for more", 10 * KIB)
+    for _ in range(20):
+        loop.go(STALLED / 2)
+        moving.moved()
+    assert uploads.cut == []
+
+
+def test_who_leaves_the_line_lets_the_next_in(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    large = uploads.begin("large", 90 * KIB)
+    for _ in range(int(PATIENCE)):
+        loop.go(1.0)
+        one.moved()
+    uploads.begin("small", 20 * KIB)
+    large.end()
+    assert uploads.admitted == ["one", "small"]
+    assert not uploads.memory.somebody_waits
+
+
+def test_room_given_back_by_another_thread_is_told_by_one_letter(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    reserved = [uploads.memory.take(10 * KIB, 10 * KIB) for _ in range(10)]
+    uploads.begin("waits", 60 * KIB)
+
+    def give_back() -> None:
+        for amount in reserved:
+            uploads.memory.give(amount)
+
+    thread = threading.Thread(target=give_back)
+    thread.start()
+    thread.join()
+    assert len(loop.letters) == 1
+    assert uploads.admitted == []
+    loop.turn()
+    assert uploads.admitted == ["waits"]
+
+
+def test_one_quota_serves_two_loops(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    other = Uploads(Loop())
+    other.memory = uploads.memory
+    other.admission = Admission(uploads.memory, other.loop)
+    uploads.begin("stalls", 60 * KIB)
+    other.begin("waits", 60 * KIB)
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["stalls"]
+    other.loop.turn()
+    assert other.admitted == ["waits"]
+
+
+def test_nothing_is_left_on_the_loop_when_the_last_has_ended(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    two = uploads.begin("two", 60 * KIB)
+    loop.go(1.0)
+    assert len(loop.timers) == 1
+    one.end()
+    two.end()
+    loop.go(1.0)
+    assert (loop.timers, uploads.memory.used) == ([], 0)
+    uploads.begin("three", 60 * KIB)
+    assert len(loop.timers) == 1
+
+
+def test_a_loop_that_was_closed_keeps_nobody_else_from_waiting(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    uploads.begin("two", 60 * KIB)
+    loop.is_closed = True
+    one.end()
+    assert uploads.memory.used == 0

@@ -1,0 +1,362 @@
+"""`QuotaHTTPServer` with real sites and plain sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tornado", reason="needs the extra tornado")
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler, stream_request_body
+
+from eventengine import ResourceQuota, admission
+from eventengine.bridges.tornado import QuotaHTTPServer
+
+KIB = 1 << 10
+MIB = 1 << 20
+TIMEOUT = 60.0
+
+
+class Digest(RequestHandler):
+    """Answers with the digest of the body; first waits for `gate`, if there is one."""
+
+    def initialize(self, gate: asyncio.Event | None = None) -> None:
+        self.gate = gate
+
+    async def put(self) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        self.write(hashlib.sha256(self.request.body).hexdigest())
+
+    def get(self) -> None:
+        self.write("here")
+
+
+@stream_request_body
+class Counting(RequestHandler):
+    def initialize(self) -> None:
+        self.count = 0
+
+    def data_received(self, chunk: bytes) -> None:
+        self.count += len(chunk)
+
+    def put(self) -> None:
+        self.write(str(self.count))
+
+
+@asynccontextmanager
+async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any) -> AsyncIterator[int]:
+    """Gives the port of a site; in the end all its connections are closed, and nothing is charged any more."""
+    application = Application([("/", Digest, {"gate": gate}), ("/counting", Counting)])
+    server = QuotaHTTPServer(application, quota=quota, **options)
+    [sock] = bind_sockets(0, "127.0.0.1")
+    server.add_sockets([sock])
+    try:
+        yield sock.getsockname()[1]
+    finally:
+        server.stop()
+        await server.close_all_connections()
+    await until(lambda: not quota.memory.used)
+    assert not quota.memory.somebody_waits
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, port: int) -> AsyncIterator[Client]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+
+    def begin(self, body: bytes, length: int, *, path: str = "/", more: str = "") -> None:
+        head = f"PUT {path} HTTP/1.1\r\nHost: site\r\nContent-Length: {length}\r\n{more}\r\n"
+        self.writer.write(head.encode() + body)
+
+    def begin_chunks(self) -> None:
+        self.writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    def chunk(self, data: bytes) -> None:
+        """One of a chunked body; an empty one ends it."""
+        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def answer(self) -> tuple[int, str]:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        return int(head.split()[1]), (await self.reader.readexactly(length)).decode()
+
+    async def put(self, body: bytes, path: str = "/") -> tuple[int, str]:
+        self.begin(body, len(body), path=path)
+        return await self.answer()
+
+
+def run(case: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(case(), TIMEOUT))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # a quota has no event
+        await asyncio.sleep(0.001)
+
+
+def digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stalls is cut soon."""
+    monkeypatch.setattr(admission, "STALLED", 0.05)
+    monkeypatch.setattr(admission, "_LOOKS", 0.01)
+
+
+def test_a_body_is_charged_until_its_request_is_over() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        body = bytes(range(256)) * 400
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            answer = asyncio.create_task(client.put(body))
+            await until(lambda: quota.memory.used == len(body))
+            gate.set()
+            assert await answer == (200, digest(body))
+            await until(lambda: quota.memory.used == 0)
+            assert await client.put(body) == (200, digest(body))  # on the same connection
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_bodies_wait_unread_until_there_is_room_and_what_has_none_does_not() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with (
+            serving(quota, gate) as port,
+            Client.to(port) as one,
+            Client.to(port) as two,
+            Client.to(port) as three,
+            Client.to(port) as other,
+        ):
+            bodies = [bytes([n]) * (600 * KIB) for n in range(3)]
+            answers = [
+                asyncio.create_task(client.put(body))
+                for client, body in zip((one, two, three), bodies, strict=True)
+            ]
+            await until(lambda: quota.memory.used == 600 * KIB and quota.memory.somebody_waits)
+            other.writer.write(b"GET / HTTP/1.1\r\nHost: site\r\n\r\n")
+            assert await other.answer() == (200, "here")
+            gate.set()
+            assert await asyncio.gather(*answers) == [(200, digest(body)) for body in bodies]
+            assert quota.memory.peak <= MIB
+
+    run(case)
+
+
+def test_a_body_that_can_never_fit_is_answered_with_413() -> None:
+    async def case() -> None:
+        async with serving(ResourceQuota(memory="1MiB")) as port:
+            async with Client.to(port) as client:
+                client.begin(b"", MIB + 1)
+                assert await client.answer() == (413, "")
+                assert await client.reader.read() == b""
+            async with Client.to(port) as client:
+                assert await client.put(bytes(MIB)) == (200, digest(bytes(MIB)))
+
+    run(case)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_stalls_while_others_wait_is_answered_with_408() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota) as port, Client.to(port) as stalled, Client.to(port) as client:
+            stalled.begin(bytes(300 * KIB), 600 * KIB)
+            await until(lambda: quota.memory.used == 600 * KIB)
+            body = b"x" * (600 * KIB)
+            assert await client.put(body) == (200, digest(body))
+            assert await stalled.answer() == (408, "")
+            assert await stalled.reader.read() == b""
+
+    run(case)
+
+
+def test_a_client_that_leaves_in_the_middle_gives_its_room_back() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota) as port, Client.to(port) as leaver, Client.to(port) as client:
+            leaver.begin(bytes(300 * KIB), 600 * KIB)
+            await until(lambda: quota.memory.used == 600 * KIB)
+            answer = asyncio.create_task(client.put(bytes(600 * KIB)))
+            await until(lambda: quota.memory.somebody_waits)
+            leaver.writer.close()
+            assert (await answer)[0] == 200
+
+    run(case)
+
+
+def test_closing_the_connections_ends_those_that_wait() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with closing_early(quota) as (port, close), Client.to(port) as holder, Client.to(port) as waiting:
+            holder.begin(b"", MIB)
+            await until(lambda: quota.memory.used == MIB)
+            waiting.begin(b"", MIB)
+            await until(lambda: quota.memory.somebody_waits)
+            await close()
+            assert await waiting.reader.read() == b""
+
+    run(case)
+
+
+@asynccontextmanager
+async def closing_early(
+    quota: ResourceQuota,
+) -> AsyncIterator[tuple[int, Callable[[], Awaitable[None]]]]:
+    server = QuotaHTTPServer(Application([("/", Digest)]), quota=quota)
+    [sock] = bind_sockets(0, "127.0.0.1")
+    server.add_sockets([sock])
+    yield sock.getsockname()[1], server.close_all_connections
+    server.stop()
+    await until(lambda: not quota.memory.used)
+    assert not quota.memory.somebody_waits
+
+
+def test_a_chunked_body_asks_as_it_grows() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            client.begin_chunks()
+            body = b""
+            for n in range(1, 6):
+                client.chunk(bytes([n]) * (50 * KIB))
+                body += bytes([n]) * (50 * KIB)
+                await until(lambda: quota.memory.used == len(body))  # noqa: B023  # it is awaited here
+            client.chunk(b"")
+            gate.set()
+            assert await client.answer() == (200, digest(body))
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_chunked_bodies_that_wait_for_one_another_are_not_stuck() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="256KiB")
+        async with (
+            serving(quota) as port,
+            Client.to(port) as one,
+            Client.to(port) as two,
+            Client.to(port) as three,
+            Client.to(port) as four,
+        ):
+            clients = (one, two, three, four)
+            for client in clients:
+                client.begin_chunks()
+                client.chunk(bytes(60 * KIB))
+            await until(lambda: quota.memory.used == 240 * KIB)
+            for client in clients:
+                client.chunk(bytes(60 * KIB))
+                client.chunk(b"")
+            answers = await asyncio.gather(*(client.answer() for client in clients))
+            assert {code for code, _ in answers} == {200, 408}
+            assert {text for code, text in answers if code == 200} == {digest(bytes(120 * KIB))}
+
+    run(case)
+
+
+def test_a_compressed_body_is_charged_as_what_it_becomes() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate, decompress_request=True) as port, Client.to(port) as client:
+            packed = gzip.compress(bytes(500 * KIB))
+            client.begin(packed, len(packed), more="Content-Encoding: gzip\r\n")
+            await until(lambda: quota.memory.used == 500 * KIB)
+            gate.set()
+            assert await client.answer() == (200, digest(bytes(500 * KIB)))
+
+    run(case)
+
+
+def test_a_handler_that_streams_its_body_is_not_charged() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="64KiB")
+        async with serving(quota) as port, Client.to(port) as client:
+            assert await client.put(bytes(2 * MIB), "/counting") == (200, str(2 * MIB))
+        assert quota.memory.peak == 0
+
+    run(case)
+
+
+def test_a_body_is_held_once_while_its_handler_runs() -> None:
+    """Tornado's delegate has a copy, which must go when the handler is called."""
+
+    async def case() -> None:
+        gate = asyncio.Event()
+        async with serving(ResourceQuota(memory="64MiB"), gate) as port, Client.to(port) as client:
+            tracemalloc.start()
+            try:
+                client.begin(b"", 16 * MIB)
+                for _ in range(16):
+                    client.writer.write(bytes(MIB))
+                    await client.writer.drain()
+                await until(lambda: tracemalloc.get_traced_memory()[1] > 30 * MIB)  # both, for a moment
+                assert tracemalloc.get_traced_memory()[0] < 20 * MIB
+            finally:
+                tracemalloc.stop()
+            gate.set()
+            assert await client.answer() == (200, digest(bytes(16 * MIB)))
+
+    run(case)
+
+
+def test_configure_takes_effect_in_application_listen() -> None:
+    async def case() -> None:
+        HTTPServer.configure(QuotaHTTPServer, quota="1MiB")
+        try:
+            server = Application().listen(0, "127.0.0.1")
+        finally:
+            HTTPServer.configure(None)
+        assert type(server) is QuotaHTTPServer
+        assert server.quota.memory.size == MIB
+        server.stop()
+
+    run(case)
+
+
+@pytest.mark.parametrize(
+    ("quota", "said"),
+    [("12XiB", "'12XiB' is not a size"), (None, "not NoneType"), ("10", "no room for a single read")],
+)
+def test_what_is_no_quota_is_said_before_anything_listens(quota: Any, said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        QuotaHTTPServer(Application(), quota=quota)
+
+
+def test_tornado_s_own_tests_pass_over_it() -> None:
+    code = (
+        "import sys\n"
+        "from tornado.httpserver import HTTPServer\n"
+        "from eventengine.bridges.tornado import QuotaHTTPServer\n"
+        "HTTPServer.configure(QuotaHTTPServer, quota='64MiB')\n"
+        "from tornado.test import runtests\n"
+        "sys.argv = ['runtests', 'tornado.test.httpserver_test', 'tornado.test.web_test']\n"
+        "runtests.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
