@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -133,6 +135,44 @@ def test_who_has_waited_long_goes_before_smaller_ones(loop: Loop) -> None:
     assert uploads.admitted == ["one", "large", "small"]
 
 
+def test_who_has_waited_long_holds_the_others_back_by_turns(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    slow = uploads.begin("slow", 60 * KIB)
+    uploads.begin("large", 90 * KIB)
+
+    def wait(seconds: float) -> None:
+        for _ in range(int(seconds)):
+            loop.go(1.0)
+            slow.moved()
+
+    wait(PATIENCE)
+    uploads.begin("small", 20 * KIB)
+    wait(PATIENCE - 1)
+    assert uploads.admitted == ["slow"]
+    wait(2)
+    assert uploads.admitted == ["slow", "small"]
+    uploads.made["small"].end()
+    wait(PATIENCE - 1)
+    uploads.begin("late", 20 * KIB)
+    assert uploads.admitted == ["slow", "small"]
+    slow.end()
+    loop.turn()
+    assert uploads.admitted == ["slow", "small", "large"]
+
+
+def test_who_can_never_fit_since_the_quota_was_made_smaller_is_cut(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("one", 60 * KIB).complete()
+    uploads.begin("large", 90 * KIB)
+    uploads.begin("small", 70 * KIB)
+    uploads.memory.resize(80 * KIB)
+    loop.go(0.5)
+    assert uploads.cut == ["large"]
+    uploads.made["one"].end()
+    loop.turn()
+    assert uploads.admitted == ["one", "small"]
+
+
 def test_who_stalls_while_another_waits_is_cut(loop: Loop) -> None:
     uploads = Uploads(loop)
     uploads.begin("stalls", 60 * KIB)
@@ -185,6 +225,20 @@ def test_who_waits_for_more_is_not_cut_while_another_moves(loop: Loop) -> None:
         loop.go(STALLED / 2)
         moving.moved()
     assert uploads.cut == []
+
+
+def test_who_came_and_left_leaves_nothing_in_the_line(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("one", 100 * KIB)
+    uploads.begin("small", 1 * KIB)
+    for _ in range(1000):
+        uploads.begin("large", 90 * KIB).end()
+    gone = weakref.ref(uploads.begin("gone", 80 * KIB))
+    uploads.made.pop("gone").end()
+    for _ in range(100):
+        uploads.begin("large", 90 * KIB).end()
+    gc.collect()
+    assert gone() is None
 
 
 def test_who_leaves_the_line_lets_the_next_in(loop: Loop) -> None:

@@ -7,8 +7,9 @@ and TCP holds its sender back.
 Rules:
 
 1. Everything here is the loop's thread's, but for `_on_room` and `Upload.end`, which any thread may call.
-2. The smallest goes first, for it waits for the least; but who has waited for PATIENCE seconds goes before all younger
-   ones, so that none waits for ever.
+2. The smallest goes first, for it waits for the least. That the large do not wait for ever, the oldest goes before all
+   others when it has waited for PATIENCE seconds, for as many seconds, and again after as many more: it holds the
+   others back by turns, for those who hold what it wants may be slow.
 3. Who holds room, still has bytes to send, and has sent none for STALLED seconds while somebody waits is cut. Who keeps
    moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another loop. Of those
    whose length is not known, which ask as they go, all may come to wait for one another: then who holds most is cut.
@@ -19,6 +20,8 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -32,6 +35,8 @@ STALLED: Final = 2.0
 PATIENCE: Final = 10.0
 _LOOKS: Final = 0.25
 """Seconds between two looks for stalled ones."""
+
+_numbers = itertools.count()
 
 
 class Scheduler(Protocol):
@@ -50,7 +55,7 @@ class Upload:
         on_cut: Called once if it stalls (rule 3); it ends the connection, and calls `end`.
     """
 
-    __slots__ = ("_admission", "_held", "_on_admitted", "_on_cut", "_wanted", "moved_at", "since")
+    __slots__ = ("__weakref__", "_admission", "_held", "_on_admitted", "_on_cut", "_wanted", "moved_at", "since")
 
     def __init__(self, admission: Admission, on_cut: Callable[[], object]) -> None:
         self._admission = admission
@@ -116,19 +121,21 @@ class Upload:
 class Admission:
     """The uploads on one loop that draw on one quota."""
 
-    __slots__ = ("_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "receiving")
+    __slots__ = ("_by_size", "_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "receiving")
 
     def __init__(self, memory: MemoryQuota, loop: Scheduler) -> None:
         self.memory = memory
         self.receiving: set[Upload] = set()
         self._loop = loop
-        self._waiting: dict[Upload, None] = {}
+        self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_by_size`
+        self._by_size: list[tuple[int, int, Upload]] = []  # a heap, with entries of some who wait no more
         self._contended_since: float | None = None
         self._posted = self._ticking = False
 
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
-        self._waiting[upload] = None
+        number = self._waiting[upload] = next(_numbers)
+        heapq.heappush(self._by_size, (upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
         self._let_in_who_fit()
         if not self._ticking:
@@ -140,7 +147,7 @@ class Admission:
         """It waits no longer, and receives nothing more."""
         self.receiving.discard(upload)
         if upload in self._waiting:
-            self._waiting.pop(upload, None)
+            self._remove(upload)
             self._let_in_who_fit()
 
     def _on_room(self) -> None:
@@ -159,7 +166,7 @@ class Admission:
             first = self._first()
             if not self.memory.try_take(first.wanted):
                 return
-            del self._waiting[first]
+            self._remove(first)
             self.receiving.add(first)
             first.admit()
         self.memory.remove_bulk_waiter(self._on_room)
@@ -167,9 +174,17 @@ class Admission:
     def _first(self) -> Upload:
         """Rule 2."""
         oldest = next(iter(self._waiting))
-        if monotonic() - oldest.since >= PATIENCE:
+        if (monotonic() - oldest.since) // PATIENCE % 2:
             return oldest
-        return min(self._waiting, key=lambda upload: upload.wanted)
+        return self._by_size[0][2]
+
+    def _remove(self, upload: Upload) -> None:
+        del self._waiting[upload]
+        if len(self._by_size) > 2 * len(self._waiting) + 64:
+            self._by_size = [(each.wanted, number, each) for each, number in self._waiting.items()]
+            heapq.heapify(self._by_size)
+        while self._by_size and self._waiting.get(self._by_size[0][2]) != self._by_size[0][1]:
+            heapq.heappop(self._by_size)
 
     def _look_for_stalled(self) -> None:
         """Rule 3."""
@@ -177,6 +192,12 @@ class Admission:
         if self._ticking:
             self._loop.call_later(_LOOKS, self._look_for_stalled)
         now = monotonic()
+        size = self.memory.size
+        if size is not None:
+            for upload in [each for each in self._waiting if each.held + each.wanted > size]:
+                upload.cut()  # the quota was made smaller
+        if self._waiting:
+            self._let_in_who_fit()  # it may be another's turn
         if not self.memory.somebody_waits:
             self._contended_since = None
             return
