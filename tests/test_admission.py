@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from eventengine import ResourceQuota, admission
-from eventengine.admission import PATIENCE, STALLED, Admission, Upload
+from eventengine.admission import PATIENCE, STALLED, Admission, Unsent, Upload
 
 KIB = 1 << 10
 
@@ -306,3 +306,122 @@ def test_a_loop_that_was_closed_keeps_nobody_else_from_waiting(loop: Loop) -> No
     loop.is_closed = True
     one.end()
     assert uploads.memory.used == 0
+
+
+class Connection:
+    """Writes, and sends what its peer takes: `takes` bytes at each try."""
+
+    def __init__(self, uploads: Uploads, name: str, takes: int = 0) -> None:
+        self.takes = takes
+        self.tries = 0
+        self.left = 0
+        self.is_cut = False
+        self.unsent = Unsent(uploads.admission, self.send, self.on_cut)
+
+    def write(self, size: int) -> None:
+        self.unsent.add(size)
+        self.left += size
+        self.send()
+        self.unsent.settle()
+
+    def send(self) -> None:
+        self.tries += 1
+        if n := min(self.takes, self.left):
+            self.left -= n
+            self.unsent.sent(n)
+
+    def on_cut(self) -> None:
+        self.is_cut = True
+        self.unsent.end()
+
+
+def test_what_is_sent_at_once_is_not_charged(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    reader = Connection(uploads, "reads", takes=50 * KIB)
+    for _ in range(10):
+        reader.write(50 * KIB)
+    assert (uploads.memory.used, uploads.memory.peak, loop.timers) == (0, 0, [])
+
+
+def test_a_piece_is_charged_whole_until_its_last_byte_was_sent(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connection = Connection(uploads, "slow", takes=10 * KIB)
+    connection.write(30 * KIB)
+    connection.write(15 * KIB)
+    assert uploads.memory.used == 45 * KIB  # 20 KiB of the first were sent
+    connection.send()
+    assert uploads.memory.used == 15 * KIB
+    connection.send()
+    assert uploads.memory.used == 15 * KIB
+    connection.send()
+    assert uploads.memory.used == 0
+
+
+def test_a_piece_that_is_refused_is_not_charged(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connection = Connection(uploads, "slow")
+    connection.unsent.add(30 * KIB)
+    connection.unsent.take_back()
+    connection.unsent.settle()
+    assert uploads.memory.used == 0
+
+
+def test_a_write_beyond_the_quota_cuts_who_takes_nothing_and_spares_who_reads(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    silent = Connection(uploads, "takes nothing")
+    reading = Connection(uploads, "reads")
+    silent.write(40 * KIB)
+    reading.write(40 * KIB)
+    reading.takes = 20 * KIB
+    loop.now += 1.0
+    writer = Connection(uploads, "writes")
+    writer.write(50 * KIB)
+    assert (silent.is_cut, reading.is_cut, writer.is_cut) == (True, False, False)
+    assert uploads.memory.used == 90 * KIB
+    assert silent.tries == 2
+
+
+def test_of_those_who_take_nothing_who_has_held_most_for_longest_is_cut_first(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connections = {}
+    for name, size in (("long", 20 * KIB), ("most", 40 * KIB), ("late", 39 * KIB)):
+        connections[name] = Connection(uploads, name)
+        connections[name].write(size)
+        loop.now += 1.0
+    connections["late"].write(2 * KIB)
+    assert {name for name, each in connections.items() if each.is_cut} == {"most"}
+
+
+def test_a_single_write_that_is_larger_than_the_quota_cuts_its_own_connection(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connection = Connection(uploads, "writes much", takes=1 * KIB)
+    connection.write(200 * KIB)
+    assert connection.is_cut
+    assert uploads.memory.used == 0
+
+
+def test_who_takes_nothing_while_an_upload_waits_is_cut_and_who_takes_little_is_not(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    silent, slow = Connection(uploads, "takes nothing"), Connection(uploads, "takes little", takes=1)
+    silent.write(40 * KIB)
+    slow.write(40 * KIB)
+    uploads.begin("upload", 50 * KIB)
+    for _ in range(3):
+        loop.go(STALLED / 4)
+        slow.send()
+    assert uploads.admitted == []
+    for _ in range(3):
+        loop.go(STALLED / 4)
+        slow.send()
+    assert (silent.is_cut, slow.is_cut, uploads.admitted) == (True, False, ["upload"])
+
+
+def test_a_connection_that_ends_gives_back_what_was_unsent_once(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connection = Connection(uploads, "ends")
+    connection.write(40 * KIB)
+    connection.unsent.end()
+    connection.unsent.end()
+    assert uploads.memory.used == 0
+    loop.go(1.0)
+    assert loop.timers == []

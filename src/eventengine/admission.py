@@ -1,8 +1,11 @@
-"""Who may send a body: uploads whose bodies are held whole are let in as a quota has room for them.
+"""Servers that hold whole messages: which uploads are let in as a quota has room, and who is cut to make room.
 
-The length of a body is known, as a rule, before its first byte. Without this, bodies that are half there fill the
-quota, none can be finished, and all wait for ever. So an upload asks for all of its room first; who has none waits,
-and TCP holds its sender back.
+An `Upload` is a body on its way in. Its length is known, as a rule, before its first byte. Bodies that are half there
+would fill the quota, none could be finished, and all would wait for ever. So an upload asks for all of its room first;
+who has none waits, and TCP holds its sender back.
+
+`Unsent` is what one connection has written and its peer not read. The application writes what it likes, so this can
+take more than there is.
 
 Rules:
 
@@ -10,11 +13,16 @@ Rules:
 2. The smallest goes first, for it waits for the least. That the large do not wait for ever, the oldest goes before all
    others when it has waited for PATIENCE seconds, for as many seconds, and again after as many more: it holds the
    others back by turns, for those who hold what it wants may be slow.
-3. Who holds room, still has bytes to send, and has sent none for STALLED seconds while somebody waits is cut. Who keeps
-   moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another loop. Of those
-   whose length is not known, which ask as they go, all may come to wait for one another: then who holds most is cut.
+3. Who holds room for what is still to move, either way, and has moved nothing for STALLED seconds while somebody waits
+   is cut. Who keeps moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another
+   loop. Of uploads whose length is not known, which ask as they go, all may come to wait for one another: then who
+   holds most is cut.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
+5. A write that takes more than there is has connections cut within it, for the application may go on writing without
+   letting the loop turn: of those with something unsent, who holds most and has moved least (bytes times the seconds
+   since it moved), and so on until it fits. Each is first given the chance to send: its peer may read, and only the
+   loop have had no turn to notice.
 """
 
 from __future__ import annotations
@@ -22,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -29,7 +38,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from eventengine.memory_quota import MemoryQuota
 
-__all__ = ["Admission", "Scheduler", "Upload"]
+__all__ = ["Admission", "Scheduler", "Unsent", "Upload"]
 
 STALLED: Final = 2.0
 PATIENCE: Final = 10.0
@@ -92,7 +101,7 @@ class Upload:
     def complete(self) -> None:
         """All has arrived: it cannot stall any more, and holds its room until `end`."""
         self._on_cut = None
-        self._admission.receiving.discard(self)
+        self._admission.moving.discard(self)
 
     def end(self) -> None:
         """Gives back what it holds, and waits for nothing more. May be called twice, and from any thread."""
@@ -118,14 +127,89 @@ class Upload:
             on_admitted()
 
 
-class Admission:
-    """The uploads on one loop that draw on one quota."""
+class Unsent:
+    """What one connection has written and not sent yet.
 
-    __slots__ = ("_by_size", "_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "receiving")
+    A piece is charged whole until its last byte was sent, for as long it is held whole. What the first attempt sends is
+    not charged at all.
+
+    Args:
+        send: Sends what can be sent at once, and tells by `sent`.
+        on_cut: Called once if it must go (rules 3 and 5); it closes the connection, and calls `end`.
+    """
+
+    __slots__ = ("_admission", "_left", "_on_cut", "_pieces", "_sent", "held", "moved_at", "send")
+
+    wanted = 0
+
+    def __init__(self, admission: Admission, send: Callable[[], object], on_cut: Callable[[], object]) -> None:
+        self._admission = admission
+        self.send = send
+        self._on_cut: Callable[[], object] | None = on_cut
+        self._pieces: deque[int] = deque()
+        self._left = 0  # all pieces together
+        self._sent = 0  # of the first piece
+        self.held = 0
+        self.moved_at = 0.0
+
+    def add(self, size: int) -> None:
+        """A piece is about to be written; `settle` must follow."""
+        self._pieces.append(size)
+        self._left += size
+
+    def take_back(self) -> None:
+        """The last piece was refused."""
+        self._left -= self._pieces.pop()
+
+    def sent(self, size: int) -> None:
+        """So many bytes more have gone."""
+        self.moved_at = monotonic()
+        self._sent += size
+        while self._pieces and self._sent >= self._pieces[0]:
+            size = self._pieces.popleft()
+            self._sent -= size
+            self._left -= size
+        if self.held:
+            self.settle()
+
+    def settle(self) -> None:
+        """Charges what is left."""
+        memory = self._admission.memory
+        more = self._left - self.held
+        self.held += more
+        if more > 0:
+            if self.held == more:
+                self.moved_at = monotonic()
+                self._admission.watch(self)
+            memory.take(more, more)
+            self._admission.shed()
+        elif more < 0:
+            memory.give(-more)
+            if not self.held:
+                self._admission.moving.discard(self)
+
+    def end(self) -> None:
+        """The connection was closed. May be called twice."""
+        self._on_cut = None
+        self._pieces.clear()
+        self._left = 0
+        self.settle()
+
+    def cut(self) -> None:
+        """By `Admission`."""
+        on_cut, self._on_cut = self._on_cut, None
+        if on_cut is not None:
+            on_cut()
+
+
+class Admission:
+    """The uploads, and what is unsent, on one loop and one quota."""
+
+    __slots__ = ("_by_size", "_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "moving")
 
     def __init__(self, memory: MemoryQuota, loop: Scheduler) -> None:
         self.memory = memory
-        self.receiving: set[Upload] = set()
+        self.moving: set[Upload | Unsent] = set()
         self._loop = loop
         self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_by_size`
         self._by_size: list[tuple[int, int, Upload]] = []  # a heap, with entries of some who wait no more
@@ -138,14 +222,39 @@ class Admission:
         heapq.heappush(self._by_size, (upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
         self._let_in_who_fit()
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(_LOOKS, self._look_for_stalled)
+        self._tick()
         return not upload.wanted
+
+    def watch(self, unsent: Unsent) -> None:
+        """It holds something from now on."""
+        self.moving.add(unsent)
+        self._tick()
+
+    def shed(self) -> None:
+        """Rule 5."""
+        tried: set[Unsent] = set()
+        while self.memory.is_over:
+            now = monotonic()
+            worst = max(
+                (each for each in self.moving if isinstance(each, Unsent)),
+                key=lambda each: (each.held * (now - each.moved_at), each.held),
+                default=None,
+            )
+            if worst is None:
+                return
+            if worst in tried:
+                worst.cut()
+                self.moving.discard(worst)
+            else:
+                tried.add(worst)
+                worst.send()
+                if worst.moved_at < now:
+                    worst.cut()
+                    self.moving.discard(worst)
 
     def leave(self, upload: Upload) -> None:
         """It waits no longer, and receives nothing more."""
-        self.receiving.discard(upload)
+        self.moving.discard(upload)
         if upload in self._waiting:
             self._remove(upload)
             self._let_in_who_fit()
@@ -167,7 +276,7 @@ class Admission:
             if not self.memory.try_take(first.wanted):
                 return
             self._remove(first)
-            self.receiving.add(first)
+            self.moving.add(first)
             first.admit()
         self.memory.remove_bulk_waiter(self._on_room)
 
@@ -186,11 +295,15 @@ class Admission:
         while self._by_size and self._waiting.get(self._by_size[0][2]) != self._by_size[0][1]:
             heapq.heappop(self._by_size)
 
+    def _tick(self) -> None:
+        if not self._ticking and (self.moving or self._waiting):
+            self._ticking = True
+            self._loop.call_later(_LOOKS, self._look_for_stalled)
+
     def _look_for_stalled(self) -> None:
         """Rule 3."""
-        self._ticking = bool(self.receiving or self._waiting)
-        if self._ticking:
-            self._loop.call_later(_LOOKS, self._look_for_stalled)
+        self._ticking = False
+        self._tick()
         now = monotonic()
         size = self.memory.size
         if size is not None:
@@ -206,10 +319,10 @@ class Admission:
         late = now - STALLED
         if self._contended_since > late:
             return
-        stalled = [each for each in self.receiving if not each.wanted and each.moved_at <= late]
-        if not stalled and all(each.wanted for each in self.receiving):
+        stalled = [each for each in self.moving if not each.wanted and each.moved_at <= late]
+        if not stalled and all(each.wanted for each in self.moving):
             # Each has a part and waits for more: one of them makes room for the others.
-            stalled = sorted(self.receiving, key=lambda upload: upload.held)[-1:]
+            stalled = sorted(self.moving, key=lambda upload: upload.held)[-1:]
             self._contended_since = now
-        for upload in stalled:
-            upload.cut()
+        for each in stalled:
+            each.cut()

@@ -167,6 +167,11 @@ class MemoryQuota:
             self._count(amount)
             return True
 
+    @property
+    def is_over(self) -> bool:
+        """Whether more is lent than the limit allows."""
+        return self._taken > self._size and self.used > self._size
+
     def give(self, amount: int) -> None:
         """Gives back what was taken. Takes no lock: it is what a block calls when it dies."""
         self._given.append(amount)

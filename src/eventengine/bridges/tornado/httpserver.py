@@ -1,9 +1,10 @@
-"""`QuotaHTTPServer`: Tornado's HTTPServer, the request bodies in the making bounded by a quota.
+"""`QuotaHTTPServer`: Tornado's HTTPServer, what it holds for its connections bounded by a quota.
 
 Tornado holds a body whole before it calls the handler. Its length stands in the headers, so it is admitted before its
 first byte is read (see `admission`), and charged for as long as its HTTP1Connection lives, which the request, and so
 the body, refers to. Only Tornado's public hooks are used: `start_request`, an `HTTPMessageDelegate` around the
-application's, and that reading waits for what `headers_received` and `data_received` return.
+application's, and that reading waits for what `headers_received` and `data_received` return; how writes are counted
+stands in `streams`.
 
 A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
 be admitted is not charged for that, so it is kept small: only while a body is received is the size what it was.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tornado.httpserver import HTTPServer
@@ -29,6 +31,7 @@ from tornado.iostream import IOStream
 from tornado.log import gen_log
 
 from eventengine.admission import Admission, Upload
+from eventengine.bridges.tornado.streams import counted
 from eventengine.memory_quota import check_quota_size
 from eventengine.quota import ResourceQuota
 
@@ -45,7 +48,7 @@ _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large"}
 
 
 class QuotaHTTPServer(HTTPServer):
-    """An HTTPServer whose request bodies are bounded, all together, by a quota.
+    """An HTTPServer whose request bodies and unsent answers are bounded, all together, by a quota.
 
     Everything else is Tornado's: arguments, application, handlers. `HTTPServer.configure(QuotaHTTPServer,
     quota=quota)` has `Application.listen` make one.
@@ -55,6 +58,9 @@ class QuotaHTTPServer(HTTPServer):
     is answered with 413. One that has sent nothing for two seconds while others wait is answered with 408 and closed;
     who keeps sending, however slowly, is not. A chunked body asks for room as it grows. A handler with
     `@stream_request_body` holds what it likes and is not charged.
+
+    What was written and not sent yet is charged; when that is more than there is, connections are cut, first those that
+    hold most and have taken least. The quota's `connections` and `threads` are not used.
 
     Args:
         request_callback: As for HTTPServer.
@@ -75,12 +81,13 @@ class QuotaHTTPServer(HTTPServer):
             quota = ResourceQuota("http", memory=check_quota_size(quota))
         self.quota = quota
         self.body_chunk_size = READ_AHEAD  # each stream tells
-        self._admissions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Admission] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._admissions: dict[asyncio.AbstractEventLoop, Admission] = {}
+        self._cut = 0
+        self._told_at = -1.0
         super().initialize(request_callback, **cast("dict[str, Any]", options))
 
     def handle_stream(self, stream: IOStream, address: object) -> None:
+        stream = counted(stream, self.admission(), self._tell)
         self.body_chunk_size = stream.read_chunk_size
         stream.read_chunk_size = min(READ_AHEAD, self.body_chunk_size)
         super().handle_stream(  # pyright: ignore[reportUnknownMemberType]  # Tornado's tuple has no parameters
@@ -98,6 +105,14 @@ class QuotaHTTPServer(HTTPServer):
         if found is None:
             found = self._admissions[loop] = Admission(self.quota.memory, loop)
         return found
+
+    def _tell(self) -> None:
+        """Logs what was cut, at most once a second, with the count."""
+        self._cut += 1
+        now = monotonic()
+        if now - self._told_at >= 1.0:
+            gen_log.warning("%r is full: %d clients were cut that did not read", self.quota, self._cut)
+            self._told_at, self._cut = now, 0
 
 
 class _Admitted(HTTPMessageDelegate):

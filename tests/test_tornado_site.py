@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import socket
+import ssl
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +29,7 @@ from eventengine.bridges.tornado import QuotaHTTPServer
 KIB = 1 << 10
 MIB = 1 << 20
 TIMEOUT = 60.0
+BODY = bytes(range(256)) * (32 * KIB)
 
 
 class Digest(RequestHandler):
@@ -43,6 +47,16 @@ class Digest(RequestHandler):
         self.write("here")
 
 
+class Body(RequestHandler):
+    """Writes BODY, and waits for nothing."""
+
+    def get(self) -> None:
+        self.set_header("Content-Length", len(BODY))
+        for start in range(0, len(BODY), 1 << 16):
+            self.write(BODY[start : start + (1 << 16)])
+            self.flush()
+
+
 @stream_request_body
 class Counting(RequestHandler):
     def initialize(self) -> None:
@@ -58,7 +72,7 @@ class Counting(RequestHandler):
 @asynccontextmanager
 async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any) -> AsyncIterator[int]:
     """Gives the port of a site; in the end all its connections are closed, and nothing is charged any more."""
-    application = Application([("/", Digest, {"gate": gate}), ("/counting", Counting)])
+    application = Application([("/", Digest, {"gate": gate}), ("/counting", Counting), ("/body", Body)])
     server = QuotaHTTPServer(application, quota=quota, **options)
     [sock] = bind_sockets(0, "127.0.0.1")
     server.add_sockets([sock])
@@ -78,8 +92,8 @@ class Client:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, port: int) -> AsyncIterator[Client]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def to(cls, port: int, context: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
             yield cls(reader, writer)
         finally:
@@ -88,6 +102,9 @@ class Client:
     def begin(self, body: bytes, length: int, *, path: str = "/", more: str = "") -> None:
         head = f"PUT {path} HTTP/1.1\r\nHost: site\r\nContent-Length: {length}\r\n{more}\r\n"
         self.writer.write(head.encode() + body)
+
+    def get(self, path: str) -> None:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: site\r\n\r\n".encode())
 
     def begin_chunks(self) -> None:
         self.writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -325,6 +342,76 @@ def test_a_body_is_held_once_while_its_handler_runs() -> None:
     run(case)
 
 
+def silent_client(port: int) -> socket.socket:
+    """Asks for /body, and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET /body HTTP/1.1\r\nHost: site\r\n\r\n")
+    return client
+
+
+def test_who_does_not_read_is_cut_when_the_quota_is_full_and_who_reads_gets_every_byte(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def case() -> None:
+        quota = ResourceQuota("site", memory="12MiB")
+        async with serving(quota) as port:
+            clients = [silent_client(port) for _ in range(5)]
+            async with Client.to(port) as reading:
+                for _ in range(3):
+                    reading.get("/body")
+                    head = (await reading.reader.readuntil(b"\r\n\r\n")).decode()
+                    assert f"content-length: {len(BODY)}" in head.lower()
+                    assert await reading.reader.readexactly(len(BODY)) == BODY
+            assert quota.memory.peak <= 12 * MIB + len(BODY)
+            assert quota.memory.used <= 12 * MIB
+            for client in clients:
+                client.close()
+
+    run(case)
+    assert "were cut that did not read" in caplog.text
+    assert len(caplog.records) <= 2  # not one for each
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For a server, and for its clients."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=site -addext subjectAltName=IP:127.0.0.1"
+    )
+    files = [str(tmp_path / "key"), str(tmp_path / "certificate")]
+    subprocess.run(
+        [*command.split(), "-keyout", files[0], "-out", files[1]], check=True, capture_output=True, timeout=TIMEOUT
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(files[1], files[0])
+    return server, ssl.create_default_context(cafile=files[1])
+
+
+def test_over_tls_bodies_are_charged_and_what_is_unsent_too(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="64MiB"), asyncio.Event()
+        async with (
+            serving(quota, gate, ssl_options=contexts[0]) as port,
+            Client.to(port, contexts[1]) as client,
+        ):
+            answer = asyncio.create_task(client.put(BODY))
+            await until(lambda: quota.memory.used == len(BODY))
+            gate.set()
+            assert await answer == (200, digest(BODY))
+            await until(lambda: quota.memory.used == 0)
+            client.get("/body")
+            await until(lambda: quota.memory.used > 0)
+            await client.reader.readuntil(b"\r\n\r\n")
+            assert await client.reader.readexactly(len(BODY)) == BODY
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
 def test_configure_takes_effect_in_application_listen() -> None:
     async def case() -> None:
         HTTPServer.configure(QuotaHTTPServer, quota="1MiB")
@@ -348,6 +435,11 @@ def test_what_is_no_quota_is_said_before_anything_listens(quota: Any, said: str)
         QuotaHTTPServer(Application(), quota=quota)
 
 
+OWN_TESTS = [
+    f"tornado.test.{name}_test" for name in ("httpserver", "web", "websocket", "simple_httpclient", "tcpserver")
+]
+
+
 def test_tornado_s_own_tests_pass_over_it() -> None:
     code = (
         "import sys\n"
@@ -355,7 +447,7 @@ def test_tornado_s_own_tests_pass_over_it() -> None:
         "from eventengine.bridges.tornado import QuotaHTTPServer\n"
         "HTTPServer.configure(QuotaHTTPServer, quota='64MiB')\n"
         "from tornado.test import runtests\n"
-        "sys.argv = ['runtests', 'tornado.test.httpserver_test', 'tornado.test.web_test']\n"
+        f"sys.argv = ['runtests', *{OWN_TESTS!r}]\n"
         "runtests.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)

@@ -1,11 +1,13 @@
-"""What stalled uploads cost a Tornado site, stock and with a quota.
+"""What clients that stall cost a Tornado site, stock and with a quota.
 
-    python benchmarks/uploads.py [--quota 64MiB] [--stalled 200] [--honest 20]
+    python benchmarks/attacks.py [--quota 64MiB] [--stalled 200] [--honest 20]
 
-Linux only. For each site, in a process of its own: STALLED clients send 6 MiB of an upload of 8 MiB and then nothing;
-at the same time HONEST clients upload 4 MiB each and check the digest that the handler answers with, four of them at
-1 MiB/s; and a GET is sent every 100 ms. It prints by how much the resident memory of the process grew, how many of
-the honest were served and how long the last took, and the longest time to answer a GET.
+Linux only. Each attack is made on each site, in a process of its own. *Uploads*: STALLED clients send 6 MiB of an
+upload of 8 MiB and then nothing, while HONEST ones upload 4 MiB each. *Downloads*: STALLED clients ask for 10 MiB,
+which the handler writes without waiting, and read nothing, while HONEST ones read all of it. The honest check the
+digest of what they sent or got; every fifth moves 1 MiB/s. Meanwhile a small GET is sent every 100 ms. It prints by how
+much the resident memory of the process grew, how many of the honest were served and how long the last took, and the
+longest time to answer a GET.
 """
 
 from __future__ import annotations
@@ -14,16 +16,28 @@ import argparse
 import asyncio
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import perf_counter
 
 MIB = 1 << 20
+BODY = 10 * MIB
 SITE = """
 import asyncio, hashlib, sys
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
+
+BODY = bytes(range(256)) * (10 << 12)
+
+class Body(RequestHandler):
+    def get(self):
+        self.set_header("Content-Length", len(BODY))
+        for start in range(0, len(BODY), 1 << 16):
+            self.write(BODY[start : start + (1 << 16)])
+            self.flush()
 
 class Digest(RequestHandler):
     def get(self):
@@ -35,7 +49,7 @@ async def main():
     if sys.argv[1] != "stock":
         from eventengine.bridges.tornado import QuotaHTTPServer
         HTTPServer.configure(QuotaHTTPServer, quota=sys.argv[1])
-    server = Application([("/", Digest)]).listen(0, "127.0.0.1")
+    server = Application([("/", Digest), ("/body", Body)]).listen(0, "127.0.0.1")
     print(next(iter(server._sockets.values())).getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
@@ -81,7 +95,7 @@ async def request(site: Site, head: str, body: bytes = b"", rate: float = 0.0) -
         writer.close()
 
 
-async def stall(site: Site) -> None:
+async def stall_in_upload(site: Site) -> None:
     """Sends 6 MiB of 8, and no more, until the site closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     try:
@@ -104,20 +118,54 @@ async def upload(site: Site, number: int) -> float:
     return perf_counter() - started
 
 
-async def attack(site: Site, stalled: int, honest: int) -> str:
+async def stall_in_download(site: Site) -> None:
+    """Asks for 10 MiB, and reads none of it."""
+    with socket.socket() as client:
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", site.port))
+        await loop.sock_sendall(client, b"GET /body HTTP/1.1\r\nHost: site\r\n\r\n")
+        await asyncio.sleep(3600)
+
+
+async def download(site: Site, number: int) -> float:
+    started = perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    try:
+        writer.write(b"GET /body HTTP/1.1\r\nHost: site\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        digest = hashlib.sha256()
+        for _ in range(80):
+            digest.update(await reader.readexactly(BODY // 80))
+            if number % 5 == 0:
+                await asyncio.sleep(0.125)
+    finally:
+        writer.close()
+    if digest.digest() != hashlib.sha256(bytes(range(256)) * (BODY // 256)).digest():
+        raise ValueError("a wrong digest")
+    return perf_counter() - started
+
+
+async def attack(
+    site: Site,
+    stall: Callable[[Site], Coroutine[None, None, None]],
+    serve: Callable[[Site, int], Coroutine[None, None, float]],
+    stalled: int,
+    honest: int,
+) -> str:
     await request(site, "PUT", bytes(MIB))
     before = most = site.resident()
     slowest = 0.0
     attackers = [asyncio.create_task(stall(site)) for _ in range(stalled)]
-    uploads = asyncio.gather(*(upload(site, number) for number in range(honest)), return_exceptions=True)
+    served_ones = asyncio.gather(*(serve(site, number) for number in range(honest)), return_exceptions=True)
     started = perf_counter()
-    while not uploads.done() or perf_counter() - started < 10:
+    while not served_ones.done() or perf_counter() - started < 10:
         asked = perf_counter()
         await request(site, "GET")
         slowest = max(slowest, perf_counter() - asked)
         most = max(most, site.resident())
         await asyncio.sleep(0.1)
-    times = [each for each in await uploads if isinstance(each, float)]
+    times = [each for each in await served_ones if isinstance(each, float)]
     for each in attackers:
         each.cancel()
     await asyncio.gather(*attackers, return_exceptions=True)
@@ -131,13 +179,19 @@ def main() -> None:
     parser.add_argument("--stalled", type=int, default=200)
     parser.add_argument("--honest", type=int, default=20)
     options = parser.parse_args()
-    print(f"{'site':<10} {'grown, MiB':>12} {'honest served':>16} {'last after, s':>14} {'slowest GET, s':>14}")
-    for quota in ("stock", options.quota):
-        site = Site(quota)
-        try:
-            print(f"{quota:<10} {asyncio.run(attack(site, options.stalled, options.honest))}", flush=True)
-        finally:
-            site.close()
+    print(f"{'attack':<10} {'site':<8} {'grown, MiB':>12} {'honest served':>16}", end="")
+    print(f" {'last after, s':>14} {'slowest GET, s':>14}")
+    for title, stall, serve in (
+        ("uploads", stall_in_upload, upload),
+        ("downloads", stall_in_download, download),
+    ):
+        for quota in ("stock", options.quota):
+            site = Site(quota)
+            try:
+                line = asyncio.run(attack(site, stall, serve, options.stalled, options.honest))
+                print(f"{title:<10} {quota:<8} {line}", flush=True)
+            finally:
+                site.close()
 
 
 if __name__ == "__main__":
