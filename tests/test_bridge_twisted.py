@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -36,13 +37,14 @@ from twisted.internet.pollreactor import PollReactor
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, MemoryReactorClock
-from twisted.python import threadable
+from twisted.python import log, threadable
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from eventengine import EventEngine, ResolvedAddress
 from eventengine.bridges.twisted import TwistedEventEngine
+from eventengine.bridges.twisted.host import TwistedHost
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,6 +214,22 @@ class TestInterruptsOnReactor(InterruptCases):
                 connectionLost = lambda self, reason: None
             reactor.addReader(Reader())
         """
+
+
+def test_twisted_s_older_log_shows_what_raised() -> None:
+    """As `log.startLogging` and twistd's files do."""
+    lines: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        lines.append(log.textFromEventDict(event) or "")
+
+    log.addObserver(observe)
+    try:
+        TwistedHost(PollReactor()).log_exception("a callback raised", ValueError("so it is"))
+    finally:
+        log.removeObserver(observe)
+    assert "a callback raised" in lines[-1]
+    assert "so it is" in lines[-1]
 
 
 class TestTwistedSource(SourceCases):

@@ -144,7 +144,7 @@ class TwistedHost(Host):
             del self._watched[descriptor.fd]
 
     def log_exception(self, message: str, error: BaseException) -> None:
-        _log.failure("{message}", failure=Failure(error), message=message)
+        _log.failure("{what}", failure=Failure(error), what=message)  # `message` is a key of the legacy log's own
 
     def is_here(self) -> bool:
         # A reactor does not say which thread runs it; Twisted knows the one that was started last.
