@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -191,6 +192,9 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, help="draw the rates there")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
+    missing = [name for name in ("twisted", "tornado", "uvloop") if find_spec(name) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} is needed; pip install brings it")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         parser.error("two cores are needed, one for the servers and one for the load")

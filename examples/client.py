@@ -64,4 +64,4 @@ def ask(engine: EventEngine, server: str, question: bytes) -> bytes:
 
 if __name__ == "__main__":
     with create_event_engine() as engine:
-        print(ask(engine, sys.argv[1], b"hello"))
+        print(ask(engine, sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8007", b"hello"))

@@ -310,6 +310,79 @@ def test_a_compressed_body_is_charged_as_what_it_becomes() -> None:
     run(case)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_packed_body_that_becomes_larger_than_the_quota_is_refused_and_gives_all_back() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota, decompress_request=True) as port:
+            for _ in range(2):
+                async with Client.to(port) as client:
+                    packed = gzip.compress(bytes(5 * MIB))
+                    client.begin(packed, len(packed), more="Content-Encoding: gzip\r\n")
+                    assert await client.answer() == (413, "")
+                await until(lambda: quota.memory.used == 0)
+            async with Client.to(port) as client:
+                assert await client.put(bytes(MIB)) == (200, digest(bytes(MIB)))
+
+    run(case)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_packed_body_that_is_cut_while_it_waits_asks_for_nothing_more() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        held = quota.memory.take(700 * KIB, 700 * KIB)
+        async with serving(quota, decompress_request=True) as port, Client.to(port) as client:
+            packed = gzip.compress(bytes(900 * KIB))
+            client.begin(packed, len(packed), more="Content-Encoding: gzip\r\n")
+            assert await client.answer() == (408, "")
+            await until(lambda: quota.memory.used == 700 * KIB)
+            assert not quota.memory.somebody_waits
+            quota.memory.give(held)
+
+    run(case)
+
+
+def test_a_chunked_body_that_becomes_larger_than_the_quota_is_refused() -> None:
+    async def case() -> None:
+        async with serving(ResourceQuota(memory="256KiB")) as port, Client.to(port) as client:
+            client.begin_chunks()
+            for _ in range(5):
+                client.chunk(bytes(64 * KIB))
+            assert await client.answer() == (413, "")
+
+    run(case)
+
+
+def test_what_waits_reads_no_further_than_its_headers_came_with() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        streams: list[Any] = []
+
+        class Watched(QuotaHTTPServer):
+            def handle_stream(self, stream: Any, address: object) -> None:
+                super().handle_stream(stream, address)
+                streams.extend(self._connections)
+
+        held = quota.memory.take(MIB, MIB)
+        server = Watched(Application([("/", Digest)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        async with Client.to(sock.getsockname()[1]) as client:
+            client.begin(b"", 512 * KIB)
+            await until(lambda: quota.memory.somebody_waits)
+            client.writer.write(bytes(512 * KIB))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert streams[0].stream._read_buffer_size <= 4096
+            quota.memory.give(held)
+            assert await client.answer() == (200, digest(bytes(512 * KIB)))
+        server.stop()
+        await server.close_all_connections()
+
+    run(case)
+
+
 def test_a_handler_that_streams_its_body_is_not_charged() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="64KiB")
@@ -428,7 +501,12 @@ def test_configure_takes_effect_in_application_listen() -> None:
 
 @pytest.mark.parametrize(
     ("quota", "said"),
-    [("12XiB", "'12XiB' is not a size"), (None, "not NoneType"), ("10", "no room for a single read")],
+    [
+        ("12XiB", "'12XiB' is not a size"),
+        (None, "quota must be a ResourceQuota, bytes or text"),
+        (1.5, "not float"),
+        ("10", "no room for a single read"),
+    ],
 )
 def test_what_is_no_quota_is_said_before_anything_listens(quota: Any, said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):

@@ -35,6 +35,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
+from eventengine.status import ClosedResourceError
+
 if TYPE_CHECKING:
     from eventengine.memory_quota import MemoryQuota
 
@@ -87,6 +89,8 @@ class Upload:
     def ask(self, size: int, on_admitted: Callable[[], object]) -> bool:
         """Asks for room for `size` bytes more. True: it has them. False: `on_admitted` is called when it has, and no
         byte may be taken off the socket until then."""
+        if self._on_cut is None:
+            raise ClosedResourceError("the upload is complete, or was ended")
         self._wanted = size
         self.since = monotonic()
         if self._admission.let_in(self):

@@ -31,7 +31,7 @@ from tornado.iostream import IOStream
 from tornado.log import gen_log
 
 from eventengine.admission import Admission, Upload
-from eventengine.bridges.tornado.streams import counted
+from eventengine.bridges.tornado.streams import Counted, counted
 from eventengine.memory_quota import check_quota_size
 from eventengine.quota import ResourceQuota
 
@@ -77,6 +77,10 @@ class QuotaHTTPServer(HTTPServer):
         quota: ResourceQuota | str | int,
         **options: object,
     ) -> None:
+        if isinstance(quota, bool) or not isinstance(quota, ResourceQuota | str | int):
+            raise TypeError(
+                f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
+            )
         if not isinstance(quota, ResourceQuota):
             quota = ResourceQuota("http", memory=check_quota_size(quota))
         self.quota = quota
@@ -127,6 +131,7 @@ class _Admitted(HTTPMessageDelegate):
         self._upload: Upload | None = None
         self._left = 0  # of what room was asked for
         self._waiter: asyncio.Future[None] | None = None
+        self._is_refused = False
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -144,18 +149,27 @@ class _Admitted(HTTPMessageDelegate):
         if size is not None and length > size:
             self._refuse(413)
             return None
-        stream.read_chunk_size = self._server.body_chunk_size  # nothing is read until it is admitted
         upload = self._upload = Upload(self._server.admission(), self._on_stalled)
         weakref.finalize(self._connection, upload.end).atexit = False
-        return self._ask(upload, length) if length else None
+        waits = self._ask(upload, length) if length else None
+        if waits is None:
+            stream.read_chunk_size = self._server.body_chunk_size
+        return waits
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         upload = self._upload
         if upload is None:
             return self._delegate.data_received(chunk)
+        if self._is_over:  # whoever unpacks a body goes on with what he has
+            return None
         upload.moved()
         if len(chunk) > self._left:  # chunked, or decompressed
-            room = self._ask(upload, len(chunk) - self._left)
+            more = len(chunk) - self._left
+            size = self._server.quota.memory.size
+            if size is not None and upload.held + more > size:
+                self._refuse(413)
+                return None
+            room = self._ask(upload, more)
             if room is not None:
                 return self._receive_later(room, chunk)
         self._left -= len(chunk)
@@ -176,6 +190,8 @@ class _Admitted(HTTPMessageDelegate):
 
     async def _receive_later(self, room: Awaitable[None], chunk: bytes) -> None:
         await room
+        if self._is_over:
+            return
         self._left -= len(chunk)
         passed_on = self._delegate.data_received(chunk)
         if passed_on is not None:
@@ -189,30 +205,36 @@ class _Admitted(HTTPMessageDelegate):
         return self._wait()
 
     async def _wait(self) -> None:
-        stream = self._connection.stream
-        if stream is None or self._upload is None or not self._upload.wanted:
+        stream = cast("Counted | None", self._connection.stream)
+        if stream is None or self._is_over or self._upload is None or not self._upload.wanted:
             return
         self._waiter = asyncio.get_running_loop().create_future()
-        stream.set_close_callback(self._go_on)  # Tornado then finds that it was closed
+        stream.on_closed = self._go_on  # Tornado then finds that it was closed
         try:
             await self._waiter
+            stream.read_chunk_size = self._server.body_chunk_size
         except asyncio.CancelledError:  # the program ends: to be told so is no news for Tornado's log
             stream.close()
         finally:
-            self._waiter = None
-            stream.set_close_callback(None)
+            self._waiter = stream.on_closed = None
+
+    @property
+    def _is_over(self) -> bool:
+        stream = self._connection.stream
+        return self._is_refused or stream is None or stream.closed()
 
     def _go_on(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _on_stalled(self) -> None:
-        gen_log.info("an upload from %s stalled while others wait", self._connection.context)
+        gen_log.info("an upload from %s was cut to make room for others", self._connection.context)
         self._refuse(408)
         self._go_on()
 
     def _refuse(self, code: int) -> None:
         """Answers, and closes when that is written; the body is read no further."""
+        self._is_refused = True
         headers = HTTPHeaders({"Content-Length": "0", "Connection": "close"})
         self._connection.write_headers(ResponseStartLine("HTTP/1.1", code, _REASONS[code]), headers)
         self._connection.finish()

@@ -1,6 +1,6 @@
 """Tornado's streams, with what they have written and not sent charged to a quota.
 
-`write_to_fd` and `close_fd` are what Tornado's BaseIOStream offers its subclasses to override; `write` is public. A
+`read_from_fd`, `write_to_fd` and `close_fd` are what Tornado's BaseIOStream has its subclasses override. A
 stream comes from Tornado's server as a stock one, on which nothing was read or written yet, and is made anew on its
 socket: the server has no other way to say what class it should be.
 """
@@ -14,13 +14,29 @@ from tornado.iostream import IOStream, SSLIOStream
 
 from eventengine.admission import Admission, Unsent
 
-__all__ = ["counted"]
+__all__ = ["Counted", "counted"]
 
 
-class _Counted(IOStream):
-    """What both kinds have besides Tornado's."""
+class Counted(IOStream):
+    """What both kinds have besides Tornado's.
+
+    Attributes:
+        on_closed: Called when the stream was closed, from within that.
+    """
 
     unsent: Unsent
+    on_closed: Callable[[], object] | None = None
+    _is_ahead = False
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
+        if self.reading():
+            self._is_ahead = False
+        elif self._is_ahead:
+            return None
+        else:
+            self._is_ahead = True
+        return super().read_from_fd(buf)
 
     def write(self, data: bytes | memoryview) -> Future[None]:
         unsent = self.unsent
@@ -46,13 +62,15 @@ class _Counted(IOStream):
     def close_fd(self) -> None:
         super().close_fd()
         self.unsent.end()
+        if self.on_closed is not None:
+            self.on_closed()
 
 
-class _CountedIOStream(_Counted):
+class _CountedIOStream(Counted):
     pass
 
 
-class _CountedSSLIOStream(_Counted, SSLIOStream):
+class _CountedSSLIOStream(Counted, SSLIOStream):
     pass
 
 
