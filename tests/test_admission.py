@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eventengine import ResourceQuota, admission
+from eventengine import ClosedResourceError, ResourceQuota, admission
 from eventengine.admission import PATIENCE, STALLED, Admission, Unsent, Upload
 
 KIB = 1 << 10
@@ -216,15 +216,49 @@ def test_when_all_wait_for_more_the_one_that_holds_most_is_cut_alone(loop: Loop)
     assert uploads.memory.used == 50 * KIB
 
 
-def test_who_waits_for_more_is_not_cut_while_another_moves(loop: Loop) -> None:
+def test_who_waits_for_more_while_another_moves_is_cut_after_twice_as_long(loop: Loop) -> None:
     uploads = Uploads(loop)
     uploads.begin("waits for more", 40 * KIB)
     moving = uploads.begin("moves", 60 * KIB)
     uploads.ask("waits for more", 10 * KIB)
-    for _ in range(20):
+    for _ in range(3):
         loop.go(STALLED / 2)
         moving.moved()
     assert uploads.cut == []
+    for _ in range(2):
+        loop.go(STALLED / 2)
+        moving.moved()
+    assert uploads.cut == ["waits for more"]
+
+
+def test_time_in_which_the_loop_did_not_turn_counts_for_nobody(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("moves", 60 * KIB)
+    uploads.begin("waits", 60 * KIB)
+    loop.go(STALLED - 0.5)
+    uploads.made["moves"].moved()
+    loop.now += 10.0  # a handler that blocked; what arrived meanwhile was not looked at yet
+    loop.go(0.5)
+    assert uploads.cut == []
+    loop.go(STALLED)
+    assert uploads.cut == ["moves"]
+
+
+def test_an_upload_that_ended_asks_for_nothing_more(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    one.end()
+    with pytest.raises(ClosedResourceError):
+        uploads.ask("one", 10 * KIB)
+    assert uploads.memory.used == 0
+
+
+def test_an_upload_that_nobody_ended_gives_back_when_it_is_collected(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("one", 60 * KIB).complete()
+    del uploads.made["one"]
+    gc.collect()
+    assert uploads.memory.used == 0
 
 
 def test_who_came_and_left_leaves_nothing_in_the_line(loop: Loop) -> None:
@@ -304,8 +338,9 @@ def test_a_loop_that_was_closed_keeps_nobody_else_from_waiting(loop: Loop) -> No
     one = uploads.begin("one", 60 * KIB)
     uploads.begin("two", 60 * KIB)
     loop.is_closed = True
-    one.end()
-    assert uploads.memory.used == 0
+    one.complete()
+    uploads.memory.give(uploads.memory.take(1, 1))
+    assert not uploads.memory.somebody_waits
 
 
 class Connection:

@@ -9,14 +9,15 @@ take more than there is.
 
 Rules:
 
-1. Everything here is the loop's thread's, but for `_on_room` and `Upload.end`, which any thread may call.
+1. Everything here is the loop's thread's, but for `_on_room`, which any thread may call.
 2. The smallest goes first, for it waits for the least. That the large do not wait for ever, the oldest goes before all
    others when it has waited for PATIENCE seconds, for as many seconds, and again after as many more: it holds the
    others back by turns, for those who hold what it wants may be slow.
 3. Who holds room for what is still to move, either way, and has moved nothing for STALLED seconds while somebody waits
    is cut. Who keeps moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another
-   loop. Of uploads whose length is not known, which ask as they go, all may come to wait for one another: then who
-   holds most is cut.
+   loop. Time in which the loop did not turn counts for nobody. Uploads whose length is not known ask as they go, and
+   may come to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move
+   after twice as long.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections cut within it, for the application may go on writing without
@@ -27,7 +28,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 from collections import deque
@@ -64,22 +64,20 @@ class Upload:
 
     Args:
         on_cut: Called once if it stalls (rule 3); it ends the connection, and calls `end`.
+
+    Attributes:
+        held: The bytes that it has room for.
     """
 
-    __slots__ = ("__weakref__", "_admission", "_held", "_on_admitted", "_on_cut", "_wanted", "moved_at", "since")
+    __slots__ = ("__weakref__", "_admission", "_on_admitted", "_on_cut", "_wanted", "held", "moved_at", "since")
 
     def __init__(self, admission: Admission, on_cut: Callable[[], object]) -> None:
         self._admission = admission
-        self._held: list[int] = []
+        self.held = 0
         self._wanted = 0
         self._on_admitted: Callable[[], object] | None = None
         self._on_cut: Callable[[], object] | None = on_cut
         self.moved_at = self.since = monotonic()
-
-    @property
-    def held(self) -> int:
-        """The bytes that it has room for."""
-        return sum(self._held)
 
     @property
     def wanted(self) -> int:
@@ -108,12 +106,15 @@ class Upload:
         self._admission.moving.discard(self)
 
     def end(self) -> None:
-        """Gives back what it holds, and waits for nothing more. May be called twice, and from any thread."""
+        """Gives back what it holds, and waits for nothing more. May be called twice."""
         self._admission.leave(self)
         self._on_cut = self._on_admitted = None
-        while self._held:
-            with contextlib.suppress(IndexError):
-                self._admission.memory.give(self._held.pop())
+        self.__del__()
+
+    def __del__(self) -> None:
+        held, self.held = self.held, 0
+        if held:
+            self._admission.memory.give(held)
 
     def cut(self) -> None:
         """By `Admission`: rule 3."""
@@ -123,7 +124,7 @@ class Upload:
 
     def admit(self) -> None:
         """By `Admission`, who has taken the room."""
-        self._held.append(self._wanted)
+        self.held += self._wanted
         self._wanted = 0
         self.moved_at = monotonic()
         on_admitted, self._on_admitted = self._on_admitted, None
@@ -209,7 +210,17 @@ class Unsent:
 class Admission:
     """The uploads, and what is unsent, on one loop and one quota."""
 
-    __slots__ = ("_by_size", "_contended_since", "_loop", "_posted", "_ticking", "_waiting", "memory", "moving")
+    __slots__ = (
+        "_by_size",
+        "_contended_since",
+        "_looked_at",
+        "_loop",
+        "_posted",
+        "_ticking",
+        "_waiting",
+        "memory",
+        "moving",
+    )
 
     def __init__(self, memory: MemoryQuota, loop: Scheduler) -> None:
         self.memory = memory
@@ -218,6 +229,7 @@ class Admission:
         self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_by_size`
         self._by_size: list[tuple[int, int, Upload]] = []  # a heap, with entries of some who wait no more
         self._contended_since: float | None = None
+        self._looked_at = 0.0
         self._posted = self._ticking = False
 
     def let_in(self, upload: Upload) -> bool:
@@ -267,8 +279,10 @@ class Admission:
         """The quota has room. Any thread."""
         if not self._posted:
             self._posted = True
-            with contextlib.suppress(RuntimeError):  # the loop was closed, and with it ended what waits
+            try:
                 self._loop.call_soon_threadsafe(self._on_room_here)
+            except RuntimeError:  # the loop was closed, and with it ended what waits
+                self.memory.remove_bulk_waiter(self._on_room)
 
     def _on_room_here(self) -> None:
         self._posted = False
@@ -302,13 +316,18 @@ class Admission:
     def _tick(self) -> None:
         if not self._ticking and (self.moving or self._waiting):
             self._ticking = True
+            self._looked_at = monotonic()
             self._loop.call_later(_LOOKS, self._look_for_stalled)
 
     def _look_for_stalled(self) -> None:
         """Rule 3."""
+        now = monotonic()
+        lost = now - self._looked_at - _LOOKS
+        if lost > _LOOKS:
+            for each in self.moving:
+                each.moved_at += lost
         self._ticking = False
         self._tick()
-        now = monotonic()
         size = self.memory.size
         if size is not None:
             for upload in [each for each in self._waiting if each.held + each.wanted > size]:
@@ -324,9 +343,12 @@ class Admission:
         if self._contended_since > late:
             return
         stalled = [each for each in self.moving if not each.wanted and each.moved_at <= late]
-        if not stalled and all(each.wanted for each in self.moving):
-            # Each has a part and waits for more: one of them makes room for the others.
-            stalled = sorted(self.moving, key=lambda upload: upload.held)[-1:]
-            self._contended_since = now
+        if not stalled:
+            # Those that have a part and wait for more: one of them makes room.
+            patience = STALLED if all(each.wanted for each in self.moving) else 2 * STALLED
+            waiting = [each for each in self.moving if each.wanted and each.moved_at <= now - patience]
+            stalled = sorted(waiting, key=lambda each: each.held)[-1:]
+            if stalled:
+                self._contended_since = now
         for each in stalled:
             each.cut()

@@ -63,8 +63,8 @@ class Block(bytearray):
     __slots__ = ("owner", "pool")
 
     def __init__(self, size: int, owner: BlockOwner, pool: Pool | None) -> None:
-        self.owner = owner  # first, for `__del__` runs also when there is no memory
-        self.pool = pool
+        self.owner: BlockOwner = owner  # first, for `__del__` runs also when there is no memory
+        self.pool: Pool | None = pool
         super().__init__(size)
 
     def __del__(self) -> None:

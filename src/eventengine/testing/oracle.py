@@ -35,7 +35,7 @@ class OracleServer:
         except BaseException:
             self.socket.close()
             raise
-        self.address = ResolvedAddress.from_sockaddr(where.family, self.socket.getsockname())
+        self.address: ResolvedAddress = ResolvedAddress.from_sockaddr(where.family, self.socket.getsockname())
 
     def accept(self) -> socket.socket:
         connection, _ = self.socket.accept()

@@ -1,10 +1,9 @@
 """`QuotaHTTPServer`: Tornado's HTTPServer, what it holds for its connections bounded by a quota.
 
 Tornado holds a body whole before it calls the handler. Its length stands in the headers, so it is admitted before its
-first byte is read (see `admission`), and charged for as long as its HTTP1Connection lives, which the request, and so
-the body, refers to. Only Tornado's public hooks are used: `start_request`, an `HTTPMessageDelegate` around the
-application's, and that reading waits for what `headers_received` and `data_received` return; how writes are counted
-stands in `streams`.
+first byte is read (see `admission`), and charged until the connection's next request may begin, or it was closed. Only
+Tornado's public hooks are used: `start_request` and `on_close`, an `HTTPMessageDelegate` around the application's, and
+that reading waits for what `headers_received` and `data_received` return; how writes are counted stands in `streams`.
 
 A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
 be admitted is not charged for that, so it is kept small: only while a body is received is the size what it was.
@@ -13,7 +12,6 @@ be admitted is not charged for that, so it is kept small: only while a body is r
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -44,6 +42,15 @@ __all__ = ["QuotaHTTPServer"]
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body."""
 
+_FORMS: Final = ("multipart/form-data", "application/x-www-form-urlencoded")
+"""Of these Tornado keeps a copy in parts, beside the body."""
+
+_PIECE: Final = 64
+"""What a piece costs besides its bytes where they are kept in a list."""
+
+_LINGER: Final = 1.0
+"""Seconds that a refused client has to take its answer."""
+
 _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large"}
 
 
@@ -73,7 +80,7 @@ class QuotaHTTPServer(HTTPServer):
     def initialize(  # type: ignore[override]  # a Configurable's, which takes what its class takes
         self,
         request_callback: HTTPServerConnectionDelegate | Callable[[HTTPServerRequest], None],
-        *,
+        *arguments: object,
         quota: ResourceQuota | str | int,
         **options: object,
     ) -> None:
@@ -88,7 +95,8 @@ class QuotaHTTPServer(HTTPServer):
         self._admissions: dict[asyncio.AbstractEventLoop, Admission] = {}
         self._cut = 0
         self._told_at = -1.0
-        super().initialize(request_callback, **cast("dict[str, Any]", options))
+        self._uploads: dict[object, Upload] = {}  # the last of each connection
+        super().initialize(request_callback, *cast("tuple[Any]", arguments), **cast("dict[str, Any]", options))
 
     def handle_stream(self, stream: IOStream, address: object) -> None:
         stream = counted(stream, self.admission(), self._tell)
@@ -99,8 +107,23 @@ class QuotaHTTPServer(HTTPServer):
         )
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        self._end_upload(server_conn)
         delegate = super().start_request(server_conn, request_conn)
-        return _Admitted(delegate, cast("HTTP1Connection", request_conn), self)
+        return _Admitted(delegate, cast("HTTP1Connection", request_conn), self, server_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        self._end_upload(server_conn)
+        super().on_close(server_conn)
+
+    def begin_upload(self, server_conn: object, on_cut: Callable[[], object]) -> Upload:
+        """That of the connection's request; it ends with the request."""
+        upload = self._uploads[server_conn] = Upload(self.admission(), on_cut)
+        return upload
+
+    def _end_upload(self, server_conn: object) -> None:
+        upload = self._uploads.pop(server_conn, None)
+        if upload is not None:
+            upload.end()
 
     def admission(self) -> Admission:
         """That of the running loop."""
@@ -123,55 +146,72 @@ class _Admitted(HTTPMessageDelegate):
     """Stands before the application's delegate."""
 
     def __init__(
-        self, delegate: HTTPMessageDelegate, connection: HTTP1Connection, server: QuotaHTTPServer
+        self,
+        delegate: HTTPMessageDelegate,
+        connection: HTTP1Connection,
+        server: QuotaHTTPServer,
+        server_conn: object,
     ) -> None:
         self._delegate = delegate
         self._connection = connection
         self._server = server
+        self._server_conn = server_conn
+        self._streams = False
+        self._copies = 1
         self._upload: Upload | None = None
         self._left = 0  # of what room was asked for
         self._waiter: asyncio.Future[None] | None = None
-        self._is_refused = False
+        self._is_refused = self._is_cut_short = False
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
         streams = self._delegate.headers_received(start_line, headers)
+        self._streams = streams is not None
         length = _content_length(headers)
         stream = self._connection.stream
         if stream is not None and (streams is not None or "Upgrade" in headers):
             stream.read_chunk_size = self._server.body_chunk_size
         if streams is not None or not (length or "Transfer-Encoding" in headers):
             return streams
-        if stream is None or length > (self._server.conn_params.max_body_size or stream.max_buffer_size):
+        most = self._server.conn_params.max_body_size
+        if stream is None or length > (stream.max_buffer_size if most is None else most):
             return None  # Tornado refuses it
+        if headers.get("Content-Type", "").startswith(_FORMS):
+            self._copies = 2
         size = self._server.quota.memory.size
-        if size is not None and length > size:
+        if size is not None and length * self._copies > size:
             self._refuse(413)
             return None
-        upload = self._upload = Upload(self._server.admission(), self._on_stalled)
-        weakref.finalize(self._connection, upload.end).atexit = False
-        waits = self._ask(upload, length) if length else None
+        upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
+        if not length:
+            return None
+        waits = self._ask(upload, length)
         if waits is None:
             stream.read_chunk_size = self._server.body_chunk_size
         return waits
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        if self._streams:
+            return self._delegate.data_received(chunk)
         upload = self._upload
         if upload is None:
-            return self._delegate.data_received(chunk)
+            upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
         if self._is_over:  # whoever unpacks a body goes on with what he has
+            self._is_cut_short = True
             return None
         upload.moved()
         if len(chunk) > self._left:  # chunked, or decompressed
             more = len(chunk) - self._left
             size = self._server.quota.memory.size
-            if size is not None and upload.held + more > size:
+            if size is not None and upload.held + more * self._copies + _PIECE > size:
                 self._refuse(413)
                 return None
-            room = self._ask(upload, more)
+            room = self._ask(upload, more, _PIECE)
             if room is not None:
                 return self._receive_later(room, chunk)
+            if self._connection.stream is not None:
+                self._connection.stream.read_chunk_size = self._server.body_chunk_size
         self._left -= len(chunk)
         return self._delegate.data_received(chunk)
 
@@ -181,7 +221,10 @@ class _Admitted(HTTPMessageDelegate):
             if self._connection.stream is not None:
                 self._connection.stream.read_chunk_size = min(READ_AHEAD, self._server.body_chunk_size)
         delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
-        delegate.finish()
+        if self._is_cut_short:
+            delegate.on_connection_close()
+        else:
+            delegate.finish()
 
     def on_connection_close(self) -> None:
         if self._upload is not None:
@@ -191,16 +234,17 @@ class _Admitted(HTTPMessageDelegate):
     async def _receive_later(self, room: Awaitable[None], chunk: bytes) -> None:
         await room
         if self._is_over:
+            self._is_cut_short = True
             return
         self._left -= len(chunk)
         passed_on = self._delegate.data_received(chunk)
         if passed_on is not None:
             await passed_on
 
-    def _ask(self, upload: Upload, size: int) -> Awaitable[None] | None:
+    def _ask(self, upload: Upload, size: int, besides: int = 0) -> Awaitable[None] | None:
         """Asks for room: None if it is there, else what is done when it is, or when the connection was closed."""
         self._left += size
-        if upload.ask(size, self._go_on):
+        if upload.ask(size * self._copies + besides, self._go_on):
             return None
         return self._wait()
 
@@ -236,11 +280,14 @@ class _Admitted(HTTPMessageDelegate):
         """Answers, and closes when that is written; the body is read no further."""
         self._is_refused = True
         headers = HTTPHeaders({"Content-Length": "0", "Connection": "close"})
+        stream = self._connection.stream
         self._connection.write_headers(ResponseStartLine("HTTP/1.1", code, _REASONS[code]), headers)
         self._connection.finish()
+        if stream is not None and not stream.closed():  # the client does not read
+            asyncio.get_running_loop().call_later(_LINGER, stream.close)
 
 
 def _content_length(headers: HTTPHeaders) -> int:
     """0 where there is none, or one that Tornado refuses."""
     text = headers.get("Content-Length", "").partition(",")[0].strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+    return min(int(text[-4000:]), 1 << 62) if text.isascii() and text.isdigit() else 0
