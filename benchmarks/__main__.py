@@ -55,7 +55,7 @@ class Report:
         print(f"\n{text}\n{'-' * len(text)}", flush=True)
 
     def line(self, *columns: object) -> None:
-        print(f"{columns[0]!s:<40}", *(f"{column!s:>18}" for column in columns[1:]), flush=True)
+        print(f"{columns[0]!s:<52}", *(f"{column!s:>18}" for column in columns[1:]), flush=True)
 
 
 def echoes(report: Report, folder: Path) -> None:
@@ -83,6 +83,8 @@ def show(report: Report, work: Work, figures: dict[str, list[Figures]]) -> None:
         (ON_TWISTED, f"{ON_TWISTED}, no quota"),
         (ON_TORNADO, f"{ON_TORNADO}, no quota"),
         (DEFAULT, "asyncio streams, uvloop"),
+        ("engine on asyncio", "asyncio Protocol"),
+        ("engine on asyncio, uvloop", "asyncio Protocol, uvloop"),
     ):
         report.line(f"{mine} : {other}", rates_compared(figures[mine], figures[other]))
 

@@ -131,13 +131,13 @@ def measure(engine: EventEngine, host: Native, rounds: int) -> Measured:
         for side in (engine, host) if turn % 2 == 0 else (host, engine):
             gc.collect()
             rate, pause = schedule_and_cancel(side, host)
-            note("schedule and cancel, 1/s", side, rate)
+            note("schedule and cancel a timer, 1/s", side, rate)
             note("the turn after 100,000 cancels, s", side, pause)
             late = punctuality(side, host)
-            note("timers late, least, s", side, late[0])
-            note("timers late, p99, s", side, late[len(late) * 99 // 100])
-            note("hand-over in bursts, 1/s", side, burst(side))
-            note("hand-over latency, s", side, latency(side))
+            note("the earliest of 2,000 timers, s after its deadline", side, late[0])
+            note("2,000 timers, p99, s after the deadline", side, late[len(late) * 99 // 100])
+            note("hand-over of 50,000 closures, 1/s", side, burst(side))
+            note("hand-over of one closure, s", side, latency(side))
     return measured
 
 
