@@ -401,6 +401,15 @@ def test_a_piece_that_is_refused_is_not_charged(loop: Loop) -> None:
     assert uploads.memory.used == 0
 
 
+def test_a_piece_over_which_the_connection_was_closed_is_gone_already(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    connection = Connection(uploads, "broken")
+    connection.unsent.add(30 * KIB)
+    connection.unsent.end()
+    connection.unsent.take_back()
+    assert (uploads.memory.used, connection.unsent.held) == (0, 0)
+
+
 def test_a_write_beyond_the_quota_cuts_who_takes_nothing_and_spares_who_reads(loop: Loop) -> None:
     uploads = Uploads(loop)
     silent = Connection(uploads, "takes nothing")

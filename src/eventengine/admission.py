@@ -109,9 +109,12 @@ class Upload:
         """Gives back what it holds, and waits for nothing more. May be called twice."""
         self._admission.leave(self)
         self._on_cut = self._on_admitted = None
-        self.__del__()
+        self._give_back()
 
     def __del__(self) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         held, self.held = self.held, 0
         if held:
             self._admission.memory.give(held)
@@ -164,7 +167,8 @@ class Unsent:
 
     def take_back(self) -> None:
         """The last piece was refused."""
-        self._left -= self._pieces.pop()
+        if self._pieces:  # else the connection was closed over it
+            self._left -= self._pieces.pop()
 
     def sent(self, size: int) -> None:
         """So many bytes more have gone."""
