@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
+import tornado.test
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
@@ -568,18 +569,15 @@ def test_who_does_not_read_is_cut_when_the_quota_is_full_and_who_reads_gets_ever
 
 
 @pytest.fixture
-def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For a server, and for its clients."""
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=site -addext subjectAltName=IP:127.0.0.1"
-    )
-    files = [str(tmp_path / "key"), str(tmp_path / "certificate")]
-    subprocess.run(
-        [*command.split(), "-keyout", files[0], "-out", files[1]], check=True, capture_output=True, timeout=TIMEOUT
-    )
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For a server, with the certificate of Tornado's own tests, and for its clients."""
+    certificate = Path(tornado.test.__file__).with_name("test.crt")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(files[1], files[0])
-    return server, ssl.create_default_context(cafile=files[1])
+    server.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    client = ssl.create_default_context()
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    return server, client
 
 
 def test_over_tls_bodies_are_charged_and_what_is_unsent_too(
