@@ -7,7 +7,9 @@ import ctypes
 import gc
 import hashlib
 import io
+import mmap
 import pickle
+import platform
 import queue
 import random
 import re
@@ -21,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from eventengine.memory import MemoryAllocator
+from eventengine.memory import MemoryAllocator, MemoryRequest
 from eventengine.quota import ResourceQuota
 from eventengine.slices import Slice, SliceBuffer
 from eventengine.status import EmptyBufferError
@@ -250,6 +252,15 @@ def test_a_view_that_a_finalizer_saves_never_shows_the_bytes_of_another_use(
     [view] = Undead.saved
     recycle(allocator)
     assert view == DATA
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="where memory begins is another for each C library")
+def test_a_block_with_pages_of_its_own_does_not_begin_at_the_head_of_one() -> None:
+    """Where a `rep movsb` from the first bytes of a page, which is where much that is received lies, is slow."""
+    allocator = ResourceQuota("large").create_memory_allocator("connection")
+    block = allocator.make_slice(MemoryRequest(1 << 26)).view.obj  # more than malloc ever pools
+    assert len(block) == 1 << 26
+    assert ctypes.addressof(ctypes.c_char.from_buffer(block)) % mmap.PAGESIZE == 64
 
 
 def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None:

@@ -57,6 +57,14 @@ class Pool(deque["Block"]):
         super().__init__(maxlen=limit)
 
 
+_MAPPED = 1 << 17
+_SHIFT = 48
+"""glibc gives blocks of 128 KiB and more pages of their own, and begins 16 bytes into the first. There the kernel's
+copy, a `rep movsb`, takes six times as long on an AMD EPYC if the sender's bytes begin up to 15 bytes into a page: it
+writes closely ahead of where it reads next, in the low 12 bits that the processor compares. Bulk over loopback met that
+often enough to be an eighth slower (docs/benchmarks.md); 64 bytes into the page it does not."""
+
+
 class Block(bytearray):
     """A fixed number of bytes charged to `owner`; `pool` is the free list that it may return to, or None."""
 
@@ -65,7 +73,11 @@ class Block(bytearray):
     def __init__(self, size: int, owner: BlockOwner, pool: Pool | None) -> None:
         self.owner: BlockOwner = owner  # first, for `__del__` runs also when there is no memory
         self.pool: Pool | None = pool
-        super().__init__(size)
+        if size < _MAPPED:
+            super().__init__(size)
+        else:
+            super().__init__(size + _SHIFT)
+            del self[:_SHIFT]  # moves the beginning, not the bytes
 
     def __del__(self) -> None:
         self.pool = None  # who finds it again, in a cycle, must not pool what is no longer charged
