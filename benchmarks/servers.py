@@ -139,7 +139,7 @@ def twisted_engine(uv: bool = False, memory: str | None = "64MiB") -> None:
     engine.close()
 
 
-def raw_twisted(uv: bool = False) -> None:
+def raw_twisted(uv: bool = False, bounded: bool = False) -> None:
     from twisted.internet.protocol import Factory, Protocol
 
     class EchoProtocol(Protocol):
@@ -149,7 +149,12 @@ def raw_twisted(uv: bool = False) -> None:
         def dataReceived(self, data: bytes) -> None:
             self.transport.write(data)
 
-    reactor = _reactor(uv)
+    if bounded:
+        from eventengine.bridges.twisted.reactor import QuotaReactor
+
+        reactor: Any = QuotaReactor("64MiB")
+    else:
+        reactor = _reactor(uv)
     port = reactor.listenTCP(0, Factory.forProtocol(EchoProtocol), backlog=BACKLOG, interface="127.0.0.1")
     ready(port.getHost().port, lambda: reactor.callFromThread(reactor.stop))
     watch_lateness(reactor.callLater)
@@ -323,6 +328,7 @@ SERVERS: dict[str, Callable[[], None]] = {
     "engine on Twisted, no quota": lambda: twisted_engine(memory=None),
     "engine on Tornado, no quota": lambda: tornado_engine(memory=None),
     "Twisted Protocol": raw_twisted,
+    "Twisted Protocol, bounded": lambda: raw_twisted(bounded=True),
     "Twisted Protocol, uvloop": lambda: raw_twisted(True),
     "Tornado IOStream": raw_tornado,
     "Tornado IOStream, uvloop": lambda: raw_tornado(True),

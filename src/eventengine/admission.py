@@ -4,8 +4,7 @@ An `Upload` is a body on its way in. Its length is known, as a rule, before its 
 would fill the quota, none could be finished, and all would wait for ever. So an upload asks for all of its room first;
 who has none waits, and TCP holds its sender back.
 
-`Unsent` is what one connection has written and its peer not read. The application writes what it likes, so this can
-take more than there is.
+What connections have written and their peers not read is charged beside them (`unsent`), and is cut here.
 
 Rules:
 
@@ -30,17 +29,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from eventengine.status import ClosedResourceError
+from eventengine.unsent import Unsent
 
 if TYPE_CHECKING:
     from eventengine.memory_quota import MemoryQuota
 
-__all__ = ["Admission", "Scheduler", "Unsent", "Upload"]
+__all__ = ["Admission", "Scheduler", "Timer", "Upload"]
 
 STALLED: Final = 2.0
 PATIENCE: Final = 10.0
@@ -50,10 +49,16 @@ _LOOKS: Final = 0.25
 _numbers = itertools.count()
 
 
+class Timer(Protocol):
+    """A call that was scheduled, and not made yet."""
+
+    def cancel(self) -> object: ...
+
+
 class Scheduler(Protocol):
     """The little that is needed of a loop."""
 
-    def call_later(self, delay: float, function: Callable[[], object], /) -> object: ...
+    def call_later(self, delay: float, function: Callable[[], object], /) -> Timer: ...
 
     def call_soon_threadsafe(self, function: Callable[[], object], /) -> object:
         """From any thread. Raises RuntimeError when the loop was closed."""
@@ -103,7 +108,7 @@ class Upload:
     def complete(self) -> None:
         """All has arrived: it cannot stall any more, and holds its room until `end`."""
         self._on_cut = None
-        self._admission.moving.discard(self)
+        self._admission.forget(self)
 
     def end(self) -> None:
         """Gives back what it holds, and waits for nothing more. May be called twice."""
@@ -135,82 +140,6 @@ class Upload:
             on_admitted()
 
 
-class Unsent:
-    """What one connection has written and not sent yet.
-
-    A piece is charged whole until its last byte was sent, for as long it is held whole. What the first attempt sends is
-    not charged at all.
-
-    Args:
-        send: Sends what can be sent at once, and tells by `sent`.
-        on_cut: Called once if it must go (rules 3 and 5); it closes the connection, and calls `end`.
-    """
-
-    __slots__ = ("_admission", "_left", "_on_cut", "_pieces", "_sent", "held", "moved_at", "send")
-
-    wanted = 0
-
-    def __init__(self, admission: Admission, send: Callable[[], object], on_cut: Callable[[], object]) -> None:
-        self._admission = admission
-        self.send = send
-        self._on_cut: Callable[[], object] | None = on_cut
-        self._pieces: deque[int] = deque()
-        self._left = 0  # all pieces together
-        self._sent = 0  # of the first piece
-        self.held = 0
-        self.moved_at = 0.0
-
-    def add(self, size: int) -> None:
-        """A piece is about to be written; `settle` must follow."""
-        self._pieces.append(size)
-        self._left += size
-
-    def take_back(self) -> None:
-        """The last piece was refused."""
-        if self._pieces:  # else the connection was closed over it
-            self._left -= self._pieces.pop()
-
-    def sent(self, size: int) -> None:
-        """So many bytes more have gone."""
-        self.moved_at = monotonic()
-        self._sent += size
-        while self._pieces and self._sent >= self._pieces[0]:
-            size = self._pieces.popleft()
-            self._sent -= size
-            self._left -= size
-        if self.held:
-            self.settle()
-
-    def settle(self) -> None:
-        """Charges what is left."""
-        memory = self._admission.memory
-        more = self._left - self.held
-        self.held += more
-        if more > 0:
-            if self.held == more:
-                self.moved_at = monotonic()
-                self._admission.watch(self)
-            memory.take(more, more)
-            self._admission.shed()
-        elif more < 0:
-            memory.give(-more)
-            if not self.held:
-                self._admission.moving.discard(self)
-
-    def end(self) -> None:
-        """The connection was closed. May be called twice."""
-        self._on_cut = None
-        self._pieces.clear()
-        self._left = 0
-        self.settle()
-
-    def cut(self) -> None:
-        """By `Admission`."""
-        on_cut, self._on_cut = self._on_cut, None
-        if on_cut is not None:
-            on_cut()
-
-
 class Admission:
     """The uploads, and what is unsent, on one loop and one quota."""
 
@@ -220,7 +149,7 @@ class Admission:
         "_looked_at",
         "_loop",
         "_posted",
-        "_ticking",
+        "_tick",
         "_waiting",
         "memory",
         "moving",
@@ -234,7 +163,8 @@ class Admission:
         self._by_size: list[tuple[int, int, Upload]] = []  # a heap, with entries of some who wait no more
         self._contended_since: float | None = None
         self._looked_at = 0.0
-        self._posted = self._ticking = False
+        self._posted = False
+        self._tick: Timer | None = None
 
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
@@ -242,13 +172,20 @@ class Admission:
         heapq.heappush(self._by_size, (upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
         self._let_in_who_fit()
-        self._tick()
+        self._start_looking()
         return not upload.wanted
 
     def watch(self, unsent: Unsent) -> None:
         """It holds something from now on."""
         self.moving.add(unsent)
-        self._tick()
+        self._start_looking()
+
+    def forget(self, each: Upload | Unsent) -> None:
+        """It holds nothing, or cannot stall any more."""
+        self.moving.discard(each)
+        if self._tick is not None and not self.moving and not self._waiting:
+            self._tick.cancel()  # nothing is left behind on the loop of a host
+            self._tick = None
 
     def shed(self) -> None:
         """Rule 5."""
@@ -264,20 +201,20 @@ class Admission:
                 return
             if worst in tried:
                 worst.cut()
-                self.moving.discard(worst)
+                self.forget(worst)
             else:
                 tried.add(worst)
                 worst.send()
                 if worst.moved_at < now:
                     worst.cut()
-                    self.moving.discard(worst)
+                    self.forget(worst)
 
     def leave(self, upload: Upload) -> None:
         """It waits no longer, and receives nothing more."""
-        self.moving.discard(upload)
         if upload in self._waiting:
             self._remove(upload)
             self._let_in_who_fit()
+        self.forget(upload)
 
     def _on_room(self) -> None:
         """The quota has room. Any thread."""
@@ -317,11 +254,10 @@ class Admission:
         while self._by_size and self._waiting.get(self._by_size[0][2]) != self._by_size[0][1]:
             heapq.heappop(self._by_size)
 
-    def _tick(self) -> None:
-        if not self._ticking and (self.moving or self._waiting):
-            self._ticking = True
+    def _start_looking(self) -> None:
+        if self._tick is None and (self.moving or self._waiting):
             self._looked_at = monotonic()
-            self._loop.call_later(_LOOKS, self._look_for_stalled)
+            self._tick = self._loop.call_later(_LOOKS, self._look_for_stalled)
 
     def _look_for_stalled(self) -> None:
         """Rule 3."""
@@ -330,8 +266,8 @@ class Admission:
         if lost > _LOOKS:
             for each in self.moving:
                 each.moved_at += lost
-        self._ticking = False
-        self._tick()
+        self._tick = None
+        self._start_looking()
         size = self.memory.size
         if size is not None:
             for upload in [each for each in self._waiting if each.held + each.wanted > size]:

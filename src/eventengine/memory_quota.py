@@ -251,18 +251,21 @@ class MemoryQuota:
         self.bulk_waiters.pop(on_room, None)
 
     @property
+    def has_room(self) -> bool:
+        """Whether there is room for any block."""
+        with self._lock:
+            self._fold()
+            return self._size - self._taken + self._pooled() >= SMALLEST_BLOCK
+
+    @property
     def somebody_waits(self) -> bool:
         """Whether anything waits for memory now, on any loop."""
         return bool(self.waiters or self.bulk_waiters)
 
     def wake_next_waiter(self) -> None:
         """Wakes a waiter if there is room for one."""
-        if self.waiters or self.bulk_waiters:
-            with self._lock:
-                self._fold()
-                room = self._size - self._taken + self._pooled()
-            if room >= SMALLEST_BLOCK:
-                self.wake_one()
+        if (self.waiters or self.bulk_waiters) and self.has_room:
+            self.wake_one()
 
     def wake_one(self) -> None:
         """Wakes the waiter that has waited longest; where there is none, those in bulk."""

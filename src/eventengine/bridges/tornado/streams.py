@@ -12,7 +12,8 @@ from collections.abc import Callable
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream
 
-from eventengine.admission import Admission, Unsent
+from eventengine.admission import Admission
+from eventengine.unsent import Pieces
 
 __all__ = ["Counted", "counted"]
 
@@ -24,7 +25,7 @@ class Counted(IOStream):
         on_closed: Called when the stream was closed, from within that.
     """
 
-    unsent: Unsent
+    unsent: Pieces
     on_closed: Callable[[], object] | None = None
     _is_ahead = False
 
@@ -88,5 +89,5 @@ def counted(stream: IOStream, admission: Admission, on_cut: Callable[[], object]
         on_cut()
         made.close()
 
-    made.unsent = Unsent(admission, made.send, cut)
+    made.unsent = Pieces(admission, made.send, cut)
     return made

@@ -1,0 +1,178 @@
+"""A reactor under which every TCP, TLS and UNIX connection is charged to one quota: `install`, `--reactor=eventengine`.
+
+It is Twisted's own reactor for the platform (epoll on Linux); only what listens and connects gives other transports
+(see `transports`). `Bounded` has these methods for that reactor and for `BoundedReactor`, which bounds some of the
+connections of a reactor that is not ours.
+"""
+
+# Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
+# mypy: allow-untyped-calls
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import main
+from twisted.internet.error import UnsupportedAddressFamily
+from zope.interface import (  # pyright: ignore[reportMissingTypeStubs]  # there are none
+    directlyProvides,
+    providedBy,
+)
+
+from eventengine.bridges.twisted.transports import (
+    Bound,
+    QuotaConnector,
+    QuotaPort,
+    QuotaServer,
+    QuotaUNIXConnector,
+    QuotaUNIXPort,
+    QuotaUNIXServer,
+)
+from eventengine.memory_quota import check_quota_size
+from eventengine.quota import ResourceQuota
+
+if TYPE_CHECKING:
+    from twisted.internet.posixbase import PosixReactorBase as _Reactor
+elif hasattr(select, "epoll"):
+    from twisted.internet.epollreactor import EPollReactor as _Reactor
+elif hasattr(select, "kqueue"):
+    from twisted.internet.kqreactor import KQueueReactor as _Reactor
+else:
+    from twisted.internet.selectreactor import SelectReactor as _Reactor
+
+__all__ = ["BoundedReactor", "QuotaReactor", "install"]
+
+
+class Bounded:
+    """What listens and connects, with the signatures of IReactorTCP and IReactorUNIX. TLS needs nothing: Twisted puts
+    it above what these give."""
+
+    bound: Bound
+
+    def listenTCP(self, port: Any, factory: Any, backlog: int = 50, interface: str = "") -> QuotaPort:
+        made = QuotaPort(port, factory, backlog, interface, self.bound.reactor, self.bound)
+        made.startListening()
+        return made
+
+    def connectTCP(
+        self, host: Any, port: Any, factory: Any, timeout: float = 30, bindAddress: Any = None
+    ) -> QuotaConnector:
+        made = QuotaConnector(self.bound, host, port, factory, timeout, bindAddress, self.bound.reactor)
+        made.connect()
+        return made
+
+    def listenUNIX(
+        self, address: Any, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: Any = 0
+    ) -> QuotaUNIXPort:
+        made = QuotaUNIXPort(address, factory, backlog, mode, self.bound.reactor, wantPID, self.bound)
+        made.startListening()
+        return made
+
+    def connectUNIX(
+        self, address: Any, factory: Any, timeout: float = 30, checkPID: Any = 0
+    ) -> QuotaUNIXConnector:
+        made = QuotaUNIXConnector(self.bound, address, factory, timeout, self.bound.reactor, checkPID)
+        made.connect()
+        return made
+
+
+class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connectTCP is generic in the protocol
+    """Twisted's reactor for this platform, whose connections are charged to `quota`.
+
+    Args:
+        quota: A ResourceQuota, or its memory alone, as in "64MiB"; None: counted, without a limit.
+
+    Raises TypeError or ValueError for what is no quota.
+    """
+
+    def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
+        self.bound = Bound(as_quota(quota), self)
+        super().__init__()
+
+    @property
+    def quota(self) -> ResourceQuota:
+        return self.bound.quota
+
+    # Adopting goes through these class methods, which are private, and have the reactor as their argument.
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        if addressFamily not in self._supportedAddressFamilies:
+            raise UnsupportedAddressFamily(addressFamily)
+        made: QuotaPort | QuotaUNIXPort
+        if addressFamily == socket.AF_UNIX:
+            made = QuotaUNIXPort._fromListeningDescriptor(self, fileDescriptor, factory)
+        else:
+            made = QuotaPort._fromListeningDescriptor(self, fileDescriptor, addressFamily, factory)
+        made.startListening()
+        return made
+
+    def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        if addressFamily not in self._supportedAddressFamilies:
+            raise UnsupportedAddressFamily(addressFamily)
+        if addressFamily == socket.AF_UNIX:
+            return QuotaUNIXServer._fromConnectedSocket(fileDescriptor, factory, self)
+        return QuotaServer._fromConnectedSocket(fileDescriptor, addressFamily, factory, self)
+
+
+class BoundedReactor(Bounded):
+    """`reactor`, as Twisted's own endpoints use it, but what it listens on and connects to is charged to `quota`."""
+
+    def __init__(self, reactor: Any, quota: ResourceQuota | str | int) -> None:
+        self.bound = Bound.of(as_quota(quota), reactor)
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bound.reactor, name)
+
+    def listenSSL(
+        self, port: Any, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
+    ) -> QuotaPort:
+        from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415  # needs pyOpenSSL, which not all have
+
+        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+
+
+def as_quota(quota: ResourceQuota | str | int | None) -> ResourceQuota:
+    """`quota` itself, or one of so much memory."""
+    if isinstance(quota, ResourceQuota):
+        return quota
+    if isinstance(quota, bool) or not isinstance(quota, str | int | None):
+        raise TypeError(
+            f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
+        )
+    return ResourceQuota("twisted", memory=None if quota is None else check_quota_size(quota))
+
+
+def install(quota: ResourceQuota | str | int | None = None) -> QuotaReactor:
+    """Makes a `QuotaReactor` the program's reactor, as Twisted's own `install` functions do.
+
+    Args:
+        quota: As for QuotaReactor. None: what the environment says, `EVENTENGINE_MEMORY` (as in `64MiB`) and
+            `EVENTENGINE_CONNECTIONS` (a number); without these all is counted, and nothing limited.
+
+    Raises ValueError for a variable that does not parse, and ReactorAlreadyInstalledError, as Twisted has it.
+    """
+    if quota is None:
+        quota = ResourceQuota(
+            "twisted",
+            memory=_from_environment("EVENTENGINE_MEMORY", check_quota_size),
+            connections=_from_environment("EVENTENGINE_CONNECTIONS", int),
+        )
+    reactor = QuotaReactor(quota)
+    main.installReactor(reactor)
+    return reactor
+
+
+def _from_environment(name: str, parse: Callable[[str], int]) -> int | None:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {text!r}: {error}") from None

@@ -1,0 +1,317 @@
+"""Twisted's transports, with what they have written and not sent charged to a quota, and reads that wait for room.
+
+They are Twisted's own, as subclasses: everything that protocols, TLS and Twisted's own tests look for is there. What is
+added hangs on five methods that Twisted's reactors and transports call on one another by their public names.
+
+- `startWriting` is what every kind of `write` ends in, that of TLS which `startTLS` puts above included. Where nothing
+  waits to be sent, it sends at once: the reactor is asked only for what the socket did not take. A producer that pulls,
+  or that was paused, is served by the reactor as ever, or it would be resumed within its own write.
+- `doWrite` and `connectionLost` tell what has gone.
+- `doRead` reads nothing while the quota is full; TCP holds the peer back, and the reading goes on when memory comes
+  back. `startReading` and `stopReading` say what the application wishes meanwhile.
+
+Who is cut is aborted in the reactor's next turn, as Twisted's contract has it, and lets go of what it holds at once.
+
+What FileDescriptor has not sent lies in `_tempDataBuffer`, and its length in `_tempDataLen`: Twisted has no public name
+for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py finds it when that changes.
+"""
+
+# Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
+# mypy: allow-untyped-calls
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakValueDictionary
+
+from twisted.internet import tcp, unix
+from twisted.logger import Logger
+
+from eventengine.admission import Admission
+from eventengine.unsent import Unsent
+
+if TYPE_CHECKING:
+    from twisted.internet.abstract import FileDescriptor
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
+
+    from eventengine.quota import ResourceQuota
+
+    class _Base(FileDescriptor):
+        def abortConnection(self) -> None: ...
+else:
+    _Base = object
+
+__all__ = ["Bound", "QuotaConnector", "QuotaPort", "QuotaUNIXConnector", "QuotaUNIXPort"]
+
+_log: Final = Logger()
+_bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
+_bounds_lock: Final = threading.Lock()
+
+
+class Bound:
+    """One quota on one reactor: what all transports under it share. The reactor's thread's."""
+
+    def __init__(self, quota: ResourceQuota, reactor: Any) -> None:
+        self.quota = quota
+        self.memory = quota.memory
+        self.reactor = reactor
+        self.admission = Admission(quota.memory, self)
+        self._cut = 0
+        self._told_at = -1.0
+
+    @classmethod
+    def of(cls, quota: ResourceQuota, reactor: Any) -> Bound:
+        """The same for all who ask for the two."""
+        with _bounds_lock:
+            found = _bounds.get((id(quota), id(reactor)))
+            if found is None:
+                found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
+            return found
+
+    def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
+        return cast("IDelayedCall", self.reactor.callLater(delay, function))
+
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
+        self.reactor.callFromThread(function)
+
+    def tell(self) -> None:
+        """Logs what was cut, at most once a second, with the count."""
+        self._cut += 1
+        now = monotonic()
+        if now - self._told_at >= 1.0:
+            _log.warn(
+                "{quota!r} is full: {cut} clients were cut that did not read", quota=self.quota, cut=self._cut
+            )
+            self._told_at, self._cut = now, 0
+
+
+class Charged(_Base):
+    """What each kind of transport has besides Twisted's. The attributes of a transport that waits for nothing, and has
+    nothing unsent, are the class': it costs what Twisted's own does."""
+
+    bound: Bound
+    _unsent: Unsent | None = None
+    _reads = False  # the application wishes to
+    _waits = False  # for room
+    _is_aborted = False
+    _failure: Any = None  # of a send that the reactor did not make: the socket tells its error once
+
+    def startReading(self) -> None:
+        self._reads = True
+        if not self._waits:
+            super().startReading()
+
+    def stopReading(self) -> None:
+        self._reads = False
+        super().stopReading()
+
+    def doRead(self) -> Any:
+        if self.bound.memory.is_tight and not self.bound.memory.has_room:
+            self._wait_for_room()
+            return None
+        result: Any = super().doRead()
+        return result if result is None or self._failure is None else self._failure
+
+    def _wait_for_room(self) -> None:
+        self._waits = True
+        super().stopReading()
+        memory = self.bound.memory
+        memory.add_waiter(self._on_room)
+        if memory.has_room:  # it came back between the two looks
+            memory.wake_next_waiter()
+
+    def _on_room(self) -> bool:
+        """Any thread."""
+        if self.disconnected:
+            return True
+        self.bound.call_soon_threadsafe(self._read_on)
+        return False
+
+    def _read_on(self) -> None:
+        self._waits = False
+        if self._reads and self.connected:
+            super().startReading()
+        self.bound.memory.wake_next_waiter()
+
+    def startWriting(self) -> None:
+        waiting = self._tempDataBuffer
+        if not waiting:
+            super().startWriting()
+            return
+        if self._is_aborted:
+            self._let_go()
+            return
+        if not self.dataBuffer and (self.producer is None or (self.streamingProducer and not self.producerPaused)):
+            data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+            sent = self.writeSomeData(data)
+            if not isinstance(sent, int):
+                self._failure = sent
+            elif sent > 0:
+                waiting.clear()
+                self._tempDataLen = 0
+                if sent == len(data):
+                    return
+                self.dataBuffer = data
+                self.offset = sent
+        super().startWriting()
+        self._settle()
+
+    def doWrite(self) -> Any:
+        if self._failure is not None:
+            return self._failure
+        before = self._left
+        result = super().doWrite()
+        if self._unsent is not None:
+            if self._left < before:
+                self._unsent.moved()
+            self._settle()
+        return result
+
+    def abortConnection(self) -> None:
+        self._is_aborted = True
+        super().abortConnection()
+
+    def connectionLost(self, reason: Failure) -> None:
+        try:
+            super().connectionLost(reason)
+        finally:
+            self._let_go()
+            if self._unsent is not None:
+                self._unsent.end()
+            if self._waits:
+                self.bound.memory.remove_waiter(self._on_room)
+
+    @property
+    def _left(self) -> int:
+        offset: int = self.offset
+        return len(self.dataBuffer) - offset + self._tempDataLen
+
+    def _settle(self) -> None:
+        held = len(self.dataBuffer) + self._tempDataLen
+        if self._unsent is not None:
+            self._unsent.hold(held)
+        elif held:
+            self._unsent = Unsent(self.bound.admission, self._try_to_send, self._cut)
+            self._unsent.hold(held)
+
+    def _try_to_send(self) -> None:
+        """So that nobody is cut who reads."""
+        while self._left:
+            if self.offset == len(self.dataBuffer):
+                self.dataBuffer = b"".join(self._tempDataBuffer)
+                self._tempDataBuffer.clear()
+                self._tempDataLen = self.offset = 0
+            sent = self.writeSomeData(cast("bytes", memoryview(self.dataBuffer)[self.offset :]))
+            if not isinstance(sent, int):
+                self._failure = sent
+                break
+            if sent <= 0:
+                break
+            self.offset += sent
+            if self._unsent is not None:
+                self._unsent.moved()
+        self.dataBuffer = self.dataBuffer[self.offset :]
+        self.offset = 0
+        self._settle()
+
+    def _let_go(self) -> None:
+        self._tempDataBuffer.clear()
+        self._tempDataLen = self.offset = 0
+        self.dataBuffer = b""
+
+    def _cut(self) -> None:
+        self.bound.tell()
+        self.abortConnection()
+        self._let_go()
+        if self._unsent is not None:
+            self._unsent.end()
+
+
+class QuotaServer(Charged, tcp.Server):
+    """A connection that a port has accepted, or that was adopted."""
+
+    def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
+        self.bound = (server or reactor).bound
+        super().__init__(sock, protocol, client, server, sessionno, reactor)
+
+
+class QuotaUNIXServer(Charged, unix.Server):
+    """The same on a unix socket."""
+
+    def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
+        self.bound = (server or reactor).bound
+        super().__init__(sock, protocol, client, server, sessionno, reactor)
+
+
+class QuotaClient(Charged, tcp.Client):
+    """A connection that a connector makes."""
+
+    def __init__(self, host: Any, port: Any, bind_address: Any, connector: Any, reactor: Any) -> None:
+        self.bound = connector.bound
+        super().__init__(host, port, bind_address, connector, reactor)
+
+
+class QuotaUNIXClient(Charged, unix.Client):
+    """The same on a unix socket."""
+
+    def __init__(self, filename: Any, connector: Any, reactor: Any, check_pid: Any) -> None:
+        self.bound = connector.bound
+        super().__init__(filename, connector, reactor, check_pid)
+
+
+class QuotaPort(tcp.Port):
+    """A port whose connections are charged; `reactor.bound` says to what."""
+
+    transport = QuotaServer
+
+    def __init__(
+        self, port: Any, factory: Any, backlog: Any, interface: Any, reactor: Any, bound: Bound | None = None
+    ) -> None:
+        self.bound = bound or reactor.bound
+        super().__init__(port, factory, backlog, interface, reactor)
+
+
+class QuotaUNIXPort(unix.Port):
+    """The same on a unix socket."""
+
+    transport = QuotaUNIXServer
+
+    def __init__(
+        self,
+        name: Any,
+        factory: Any,
+        backlog: Any = 50,
+        mode: Any = 0o666,
+        reactor: Any = None,
+        want_pid: Any = 0,
+        bound: Bound | None = None,
+    ) -> None:
+        self.bound = bound or reactor.bound
+        super().__init__(name, factory, backlog, mode, reactor, want_pid)
+
+
+class QuotaConnector(tcp.Connector):
+    """`_makeTransport` is private, and the only place where Twisted says of what class a client's connection is."""
+
+    def __init__(self, bound: Bound, *arguments: Any) -> None:
+        self.bound = bound
+        super().__init__(*arguments)
+
+    def _makeTransport(self) -> QuotaClient:
+        return QuotaClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class QuotaUNIXConnector(unix.Connector):
+    """The same on a unix socket."""
+
+    def __init__(self, bound: Bound, *arguments: Any) -> None:
+        self.bound = bound
+        super().__init__(*arguments)
+
+    def _makeTransport(self) -> QuotaUNIXClient:  # type: ignore[override]  # Twisted's own differs as much
+        return QuotaUNIXClient(self.address, self, self.reactor, self.checkPID)
