@@ -24,7 +24,19 @@ HERE = Path(__file__).parent
 MODULES = {
     "reactors": [
         f"twisted.internet.test.test_{name}"
-        for name in "tcp tls fdset time threads core base endpoints socket unix posixbase".split()
+        for name in [
+            "tcp",
+            "tls",
+            "fdset",
+            "time",
+            "threads",
+            "core",
+            "base",
+            "endpoints",
+            "socket",
+            "unix",
+            "posixbase",
+        ]
     ],
     "protocols": ["twisted.web", "twisted.test.test_tcp", "twisted.protocols"],
 }

@@ -42,7 +42,7 @@ class Unsent:
         held: The bytes that it is charged for.
     """
 
-    __slots__ = ("_watcher", "_on_cut", "held", "moved_at", "send")
+    __slots__ = ("_on_cut", "_watcher", "held", "moved_at", "send")
 
     wanted = 0
 
