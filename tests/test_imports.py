@@ -20,11 +20,12 @@ TIMEOUT = 60
 # needs of the quota just two calls. An IOLoop is an asyncio loop, so Tornado's bridge builds on asyncio's.
 LAYERS = (
     ("status", "address", "config"),
-    ("slices",),
+    ("slices", "reclaim", "tally"),
     ("memory_quota",),
     ("memory",),
     ("quota", "unsent"),
     ("admission",),
+    ("idle",),
     ("engine",),
     ("core",),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),

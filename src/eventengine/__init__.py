@@ -29,6 +29,7 @@ from eventengine.engine import (
 )
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory, MemoryRequest, Reservation
 from eventengine.quota import ResourceQuota
+from eventengine.reclaim import ReclamationPass, ReclamationSweep
 from eventengine.slices import Slice, SliceBuffer
 from eventengine.status import (
     BusyResourceError,
@@ -55,6 +56,8 @@ __all__ = [
     "MemoryAllocator",
     "MemoryAllocatorFactory",
     "MemoryRequest",
+    "ReclamationPass",
+    "ReclamationSweep",
     "Reservation",
     "ResolvedAddress",
     "ResourceQuota",

@@ -19,10 +19,10 @@ Rules:
    after twice as long.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
-5. A write that takes more than there is has connections cut within it, for the application may go on writing without
-   letting the loop turn: of those with something unsent, who holds most and has moved least (bytes times the seconds
-   since it moved), and so on until it fits. Each is first given the chance to send: its peer may read, and only the
-   loop have had no turn to notice.
+5. A write that takes more than there is has connections ended within it, for the application may go on writing without
+   letting the loop turn: first idle ones (see `idle`), then, of those with something unsent, who holds most and has
+   moved least (bytes times the seconds since it moved), and so on until it fits. Each of these is first given the
+   chance to send: its peer may read, and only the loop have had no turn to notice.
 """
 
 from __future__ import annotations
@@ -141,10 +141,11 @@ class Upload:
 
 
 class Admission:
-    """The uploads, and what is unsent, on one loop and one quota."""
+    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`."""
 
     __slots__ = (
         "_by_size",
+        "_close_idle",
         "_contended_since",
         "_looked_at",
         "_loop",
@@ -155,8 +156,11 @@ class Admission:
         "moving",
     )
 
-    def __init__(self, memory: MemoryQuota, loop: Scheduler) -> None:
+    def __init__(
+        self, memory: MemoryQuota, loop: Scheduler, close_idle: Callable[[], bool] = lambda: False
+    ) -> None:
         self.memory = memory
+        self._close_idle = close_idle
         self.moving: set[Upload | Unsent] = set()
         self._loop = loop
         self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_by_size`
@@ -191,6 +195,8 @@ class Admission:
         """Rule 5."""
         tried: set[Unsent] = set()
         while self.memory.is_over:
+            if self._close_idle():
+                continue
             now = monotonic()
             worst = max(
                 (each for each in self.moving if isinstance(each, Unsent)),

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, final
 
 from eventengine.memory_quota import MemoryQuota
+from eventengine.reclaim import Reclaimer, ReclamationPass
 from eventengine.slices import Slice
 from eventengine.status import ClosedResourceError
 
@@ -68,13 +69,13 @@ class MemoryAllocator:
     Source: `memory_allocator.h` in `grpc/event_engine`.
     """
 
-    __slots__ = ("_closed", "_memory", "_name", "_reserved")
+    __slots__ = ("_closed", "_has_posted", "_memory", "_name", "_reserved")
 
     def __init__(self, memory: MemoryQuota, name: str) -> None:
         self._memory = memory
         self._name = name
         self._reserved = 0
-        self._closed = False
+        self._closed = self._has_posted = False
 
     @property
     def name(self) -> str:
@@ -137,6 +138,30 @@ class MemoryAllocator:
             target.view[:] = source
         return target
 
+    def post_reclaimer(self, which: ReclamationPass, reclaimer: Reclaimer) -> None:
+        """Has `reclaimer` called when the quota is short of memory: once; who wants to be called again posts again.
+
+        The mildest pass goes first, and within it who has waited longest. BENIGN and IDLE run when more is lent than
+        the quota has, or somebody waits for memory; DESTRUCTIVE only in the first case. Another of the same pass
+        replaces the one that was posted before.
+
+        Args:
+            which: What calling it costs.
+            reclaimer: Called with a `ReclamationSweep`, in the thread that ran short, which may be any, and may hold
+                locks of its own: it must be quick, as by handing the work to a loop. No other is called until
+                `sweep.finish()`, or until the sweep is forgotten. Called with None, from any thread, if it was replaced
+                or the allocator is closed. What it raises is logged.
+        """
+        if not isinstance(which, ReclamationPass):
+            raise TypeError(f"a ReclamationPass is needed, not {type(which).__name__}")
+        if not callable(reclaimer):
+            raise TypeError(f"a reclaimer is called with a sweep; {type(reclaimer).__name__} cannot be called")
+        self._check_open()
+        self._has_posted = True
+        self._memory.reclaimers.post(id(self), which, reclaimer)
+        if self._closed:  # by another thread just now
+            self._memory.reclaimers.cancel(id(self))
+
     def close(self) -> None:
         """Gives back what `reserve` counted and ends the use of this allocator. May be called twice."""
         with self._memory._lock:
@@ -144,6 +169,8 @@ class MemoryAllocator:
             amount, self._reserved = self._reserved, 0
         if amount:
             self._memory.give(amount)
+        if self._has_posted:
+            self._memory.reclaimers.cancel(id(self))
 
     def __del__(self) -> None:
         # Nobody else can be here; and it must not wait for the lock, see rule 1 of `memory_quota`.
@@ -151,6 +178,8 @@ class MemoryAllocator:
         if amount:
             self._reserved = 0
             self._memory.give(amount)
+        if getattr(self, "_has_posted", False):
+            self._memory.reclaimers.cancel(id(self))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -32,6 +32,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from eventengine.reclaim import Reclaimers, ReclamationPass
 from eventengine.slices import Block, Pool
 
 __all__ = ["MemoryQuota", "check_quota_size", "parse_size"]
@@ -91,6 +92,7 @@ class MemoryQuota:
         "bulk_waiters",
         "is_tight",
         "pools",
+        "reclaimers",
         "waiters",
     )
 
@@ -103,6 +105,7 @@ class MemoryQuota:
         self.is_tight = False
         self.waiters: OrderedDict[Callable[[], object], None] = OrderedDict()
         self.bulk_waiters: dict[Callable[[], object], None] = {}
+        self.reclaimers = Reclaimers(self._shortage)
         self.pools: dict[int, Pool] = {}
         size_of_block = SMALLEST_BLOCK
         while size_of_block <= LARGEST_POOLED_BLOCK:
@@ -146,6 +149,7 @@ class MemoryQuota:
             for size, pool in self.pools.items():
                 if size > max(SMALLEST_BLOCK, new >> 4):  # no way to more than a request may have
                     pool.clear()
+        self._reclaim()
         self.wake_next_waiter()
 
     def take(self, minimum: int, most: int) -> int:
@@ -155,6 +159,7 @@ class MemoryQuota:
             amount = self._sized(minimum, most)
             self._trim(self._taken + amount - self._size)
             self._count(amount)
+        self._reclaim()
         return amount
 
     def try_take(self, amount: int) -> bool:
@@ -197,7 +202,9 @@ class MemoryQuota:
             if wanted < most and size > wanted and size // 2 >= max(minimum, SMALLEST_BLOCK):
                 size //= 2  # or rounding up would undo the shrinking
             self._trim(self._taken + size - self._size)
-            return self._new_block(size)
+            block = self._new_block(size)
+        self._reclaim()
+        return block
 
     def try_block(self, size: int) -> Block | None:
         """A block for reading, of SMALLEST_BLOCK to `size` bytes, which is the size of a pool; None when the quota
@@ -231,6 +238,7 @@ class MemoryQuota:
         wanted, or wants it no longer; an `on_room` that knows this at once returns True, and the next is woken.
         """
         self.waiters[on_room] = None
+        self._reclaim()
 
     def keep_place(self, on_room: Callable[[], object]) -> None:
         """Puts a waiter that was woken in vain, and waits again, back to the head of the line."""
@@ -245,6 +253,7 @@ class MemoryQuota:
         """Has `on_room` called, in any thread, whenever memory was given back that no other waits for, until
         `remove_bulk_waiter`: for who wants much at a time, and must not stand in the way of who wants little."""
         self.bulk_waiters[on_room] = None
+        self._reclaim()
 
     def remove_bulk_waiter(self, on_room: Callable[[], object]) -> None:
         """Takes back `add_bulk_waiter`; a call to `on_room` may still come."""
@@ -278,6 +287,15 @@ class MemoryQuota:
                 return
         for on_room in list(self.bulk_waiters):
             on_room()
+
+    def _reclaim(self) -> None:
+        if self.reclaimers:
+            self.reclaimers.start()
+
+    def _shortage(self) -> ReclamationPass | None:
+        if self.is_over:
+            return ReclamationPass.DESTRUCTIVE
+        return ReclamationPass.IDLE if self.somebody_waits else None
 
     # What follows is called with the lock held.
 
@@ -359,6 +377,7 @@ def _after_fork_in_child() -> None:
         memory._lock = threading.RLock()
         memory.waiters.clear()
         memory.bulk_waiters.clear()
+        memory.reclaimers = Reclaimers(memory._shortage)
 
 
 if hasattr(os, "register_at_fork"):

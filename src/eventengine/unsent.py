@@ -96,12 +96,14 @@ class Pieces(Unsent):
 
     def __init__(self, watcher: Watcher, send: Callable[[], object], on_cut: Callable[[], object]) -> None:
         super().__init__(watcher, send, on_cut)
-        self._pieces: deque[int] = deque()
+        self._pieces: deque[int] | None = None  # an empty one would take 624 bytes of each connection
         self._left = 0  # all pieces together
         self._sent = 0  # of the first piece
 
     def add(self, size: int) -> None:
         """A piece is about to be written; `settle` must follow."""
+        if self._pieces is None:
+            self._pieces = deque()
         self._pieces.append(size)
         self._left += size
 
@@ -118,6 +120,8 @@ class Pieces(Unsent):
             size = self._pieces.popleft()
             self._sent -= size
             self._left -= size
+        if not self._pieces:
+            self._pieces = None
         if self.held:
             self.settle()
 
@@ -126,6 +130,6 @@ class Pieces(Unsent):
         self.hold(self._left)
 
     def end(self) -> None:
-        self._pieces.clear()
+        self._pieces = None
         self._left = 0
         super().end()

@@ -24,15 +24,9 @@ from zope.interface import (  # pyright: ignore[reportMissingTypeStubs]  # there
     providedBy,
 )
 
-from eventengine.bridges.twisted.transports import (
-    Bound,
-    QuotaConnector,
-    QuotaPort,
-    QuotaServer,
-    QuotaUNIXConnector,
-    QuotaUNIXPort,
-    QuotaUNIXServer,
-)
+from eventengine.bridges.twisted.bound import Bound
+from eventengine.bridges.twisted.ports import QuotaConnector, QuotaPort, QuotaUNIXConnector, QuotaUNIXPort
+from eventengine.bridges.twisted.transports import QuotaServer, QuotaUNIXServer
 from eventengine.memory_quota import check_quota_size
 from eventengine.quota import ResourceQuota
 
@@ -91,7 +85,7 @@ class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connec
     """
 
     def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
-        self.bound = Bound(as_quota(quota), self)
+        self.bound = Bound.of(as_quota(quota), self)
         super().__init__()
 
     @property

@@ -22,72 +22,24 @@ for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import tcp, unix
-from twisted.logger import Logger
 
-from eventengine.admission import Admission
+from eventengine.bridges.twisted.bound import Bound
 from eventengine.unsent import Unsent
 
 if TYPE_CHECKING:
     from twisted.internet.abstract import FileDescriptor
-    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
-
-    from eventengine.quota import ResourceQuota
 
     class _Base(FileDescriptor):
         def abortConnection(self) -> None: ...
 else:
     _Base = object
 
-__all__ = ["Bound", "QuotaConnector", "QuotaPort", "QuotaUNIXConnector", "QuotaUNIXPort"]
-
-_log: Final = Logger()
-_bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
-_bounds_lock: Final = threading.Lock()
-
-
-class Bound:
-    """One quota on one reactor: what all transports under it share. The reactor's thread's."""
-
-    def __init__(self, quota: ResourceQuota, reactor: Any) -> None:
-        self.quota = quota
-        self.memory = quota.memory
-        self.reactor = reactor
-        self.admission = Admission(quota.memory, self)
-        self._cut = 0
-        self._told_at = -1.0
-
-    @classmethod
-    def of(cls, quota: ResourceQuota, reactor: Any) -> Bound:
-        """The same for all who ask for the two."""
-        with _bounds_lock:
-            found = _bounds.get((id(quota), id(reactor)))
-            if found is None:
-                found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
-            return found
-
-    def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
-        return cast("IDelayedCall", self.reactor.callLater(delay, function))
-
-    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
-        self.reactor.callFromThread(function)
-
-    def tell(self) -> None:
-        """Logs what was cut, at most once a second, with the count."""
-        self._cut += 1
-        now = monotonic()
-        if now - self._told_at >= 1.0:
-            _log.warn(
-                "{quota!r} is full: {cut} clients were cut that did not read", quota=self.quota, cut=self._cut
-            )
-            self._told_at, self._cut = now, 0
+__all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer"]
 
 
 class Charged(_Base):
@@ -225,26 +177,67 @@ class Charged(_Base):
         self.dataBuffer = b""
 
     def _cut(self) -> None:
-        self.bound.tell()
+        self.bound.cut.add()
         self.abortConnection()
         self._let_go()
         if self._unsent is not None:
             self._unsent.end()
 
 
-class QuotaServer(Charged, tcp.Server):
+class Accepted(Charged):
+    """What a server's connections have besides. `read_at` is when it last received something."""
+
+    read_at = 0.0
+    _place: Any = None  # the port's, which is to be given back
+
+    def _begin(self, server: Any, reactor: Any) -> None:
+        self.bound = (server or reactor).bound  # one that was adopted has no port
+        if server is not None:
+            self._place = server.take_place()
+        self.read_at = monotonic()
+        self.bound.connections.opened()
+        self._is_counted = True
+
+    def doRead(self) -> Any:
+        self.read_at = monotonic()
+        return super().doRead()
+
+    def connectionLost(self, reason: Failure) -> None:
+        try:
+            super().connectionLost(reason)
+        finally:
+            self._count_out()
+            if self._place is not None:
+                place, self._place = self._place, None
+                place()
+
+    def silent_since(self) -> float | None:
+        is_busy = not self.connected or self.disconnecting or self._waits or self._left or not self._reads
+        return None if is_busy else self.read_at
+
+    def close_as_idle(self) -> None:
+        self._count_out()
+        self.loseConnection()
+
+    def _count_out(self) -> None:
+        if self._is_counted:
+            self._is_counted = False
+            self.bound.connections.closed()
+
+
+class QuotaServer(Accepted, tcp.Server):
     """A connection that a port has accepted, or that was adopted."""
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
-        self.bound = (server or reactor).bound
+        self._begin(server, reactor)
         super().__init__(sock, protocol, client, server, sessionno, reactor)
 
 
-class QuotaUNIXServer(Charged, unix.Server):
+class QuotaUNIXServer(Accepted, unix.Server):
     """The same on a unix socket."""
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
-        self.bound = (server or reactor).bound
+        self._begin(server, reactor)
         super().__init__(sock, protocol, client, server, sessionno, reactor)
 
 
@@ -262,56 +255,3 @@ class QuotaUNIXClient(Charged, unix.Client):
     def __init__(self, filename: Any, connector: Any, reactor: Any, check_pid: Any) -> None:
         self.bound = connector.bound
         super().__init__(filename, connector, reactor, check_pid)
-
-
-class QuotaPort(tcp.Port):
-    """A port whose connections are charged; `reactor.bound` says to what."""
-
-    transport = QuotaServer
-
-    def __init__(
-        self, port: Any, factory: Any, backlog: Any, interface: Any, reactor: Any, bound: Bound | None = None
-    ) -> None:
-        self.bound = bound or reactor.bound
-        super().__init__(port, factory, backlog, interface, reactor)
-
-
-class QuotaUNIXPort(unix.Port):
-    """The same on a unix socket."""
-
-    transport = QuotaUNIXServer
-
-    def __init__(
-        self,
-        name: Any,
-        factory: Any,
-        backlog: Any = 50,
-        mode: Any = 0o666,
-        reactor: Any = None,
-        want_pid: Any = 0,
-        bound: Bound | None = None,
-    ) -> None:
-        self.bound = bound or reactor.bound
-        super().__init__(name, factory, backlog, mode, reactor, want_pid)
-
-
-class QuotaConnector(tcp.Connector):
-    """`_makeTransport` is private, and the only place where Twisted says of what class a client's connection is."""
-
-    def __init__(self, bound: Bound, *arguments: Any) -> None:
-        self.bound = bound
-        super().__init__(*arguments)
-
-    def _makeTransport(self) -> QuotaClient:
-        return QuotaClient(self.host, self.port, self.bindAddress, self, self.reactor)
-
-
-class QuotaUNIXConnector(unix.Connector):
-    """The same on a unix socket."""
-
-    def __init__(self, bound: Bound, *arguments: Any) -> None:
-        self.bound = bound
-        super().__init__(*arguments)
-
-    def _makeTransport(self) -> QuotaUNIXClient:  # type: ignore[override]  # Twisted's own differs as much
-        return QuotaUNIXClient(self.address, self, self.reactor, self.checkPID)

@@ -1,0 +1,114 @@
+"""One quota on one reactor: what all transports and ports under it share.
+
+A connection is charged what Twisted's own objects for one take. When the quota is short, those that have been idle
+longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and are
+between two requests of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell.
+
+Everything here is the reactor's thread's, but for `of`.
+"""
+
+# Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
+# mypy: allow-untyped-calls
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from weakref import WeakValueDictionary
+
+from twisted.logger import Logger
+
+from eventengine.admission import Admission
+from eventengine.idle import Connections
+from eventengine.tally import Tally
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+    from eventengine.quota import ResourceQuota
+
+__all__ = ["Bound", "Closable"]
+
+COST: Final = 4096
+"""Bytes that a connection is charged: one of twisted.web takes 2.9 KiB after its first request."""
+
+IDLE: Final = 1.0
+SILENT: Final = 60.0
+_BATCH: Final = 16
+"""As many are closed in one turn."""
+
+_log: Final = Logger()
+_bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
+_bounds_lock: Final = threading.Lock()
+
+
+class Closable(Protocol):
+    """A server's connection, as it is looked at here."""
+
+    bound: Bound
+    read_at: float
+
+    def silent_since(self) -> float | None:
+        """When it last received something, if it could be closed; None if not."""
+
+    def close_as_idle(self) -> None: ...
+
+
+class Bound:
+    """One quota on one reactor: what all transports under it share. The reactor's thread's."""
+
+    def __init__(self, quota: ResourceQuota, reactor: Any) -> None:
+        self.quota = quota
+        self.memory = quota.memory
+        self.reactor = reactor
+        self.connections = Connections(quota.memory, self, COST, self._close_idle)
+        self.admission = Admission(quota.memory, self, self._close_idle)
+        self.cut = Tally(
+            lambda n: _log.warn("{quota!r} is full: {n} clients were cut that did not read", quota=quota, n=n)
+        )
+        self._idle = Tally(
+            lambda n: _log.info("{quota!r} is short: {n} idle connections were closed", quota=quota, n=n)
+        )
+
+    @classmethod
+    def of(cls, quota: ResourceQuota, reactor: Any) -> Bound:
+        """The same for all who ask for the two."""
+        with _bounds_lock:
+            found = _bounds.get((id(quota), id(reactor)))
+            if found is None:
+                found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
+            return found
+
+    def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
+        return cast("IDelayedCall", self.reactor.callLater(delay, function))
+
+    def call_soon_threadsafe(self, function: Callable[[], object], /) -> None:
+        self.reactor.callFromThread(function)
+
+    def _close_idle(self) -> bool:
+        now = monotonic()
+        idle: list[tuple[float, int, Closable]] = []
+        for each in self.reactor.getReaders():
+            if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
+                since = each.silent_since()
+                if since is not None and since <= now - (IDLE if _tells(each.protocol) else SILENT):
+                    idle.append((since, id(each), each))
+        for _, _, each in heapq.nsmallest(_BATCH, idle):
+            each.close_as_idle()
+        if idle:
+            _log.info(
+                "{quota!r} is short: {n} idle connections are closed", quota=self.quota, n=len(idle[:_BATCH])
+            )
+        return bool(idle)
+
+
+def _tells(protocol: object) -> bool:
+    """Whether it is a connection of twisted.web's that waits for a request. Its channel stands behind a wrapper for
+    HTTP/2, whose attribute is private, and below TLS."""
+    protocol = getattr(protocol, "wrappedProtocol", protocol)
+    requests = getattr(getattr(protocol, "_channel", protocol), "requests", None)
+    return requests == []

@@ -1,0 +1,145 @@
+"""Ports and connectors whose connections are charged.
+
+A port leaves connections in the backlog while the quota's memory is used to 0.99, or as many as its `connections` allow
+are open; it accepts on when there is room. `numberAccepts` is how many Twisted's port accepts at a time.
+"""
+
+# Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
+# mypy: allow-untyped-calls
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp, unix
+
+from eventengine.bridges.twisted.bound import Bound
+from eventengine.bridges.twisted.transports import QuotaClient, QuotaServer, QuotaUNIXClient, QuotaUNIXServer
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
+    _Port = tcp.Port
+else:
+    _Port = object
+
+__all__ = ["QuotaConnector", "QuotaPort", "QuotaUNIXConnector", "QuotaUNIXPort"]
+
+
+class _Bounded(_Port):
+    """What both kinds of port have besides Twisted's."""
+
+    bound: Bound
+    _accepted = 0
+    _waits = False
+
+    def doRead(self) -> None:
+        bound = self.bound
+        if bound.memory.is_tight:
+            if not bound.connections.may_open:
+                self._wait()
+                bound.memory.add_waiter(self._on_room)
+                if bound.connections.may_open:  # there was room between the two looks
+                    bound.memory.wake_next_waiter()
+                return
+            self.numberAccepts = 1
+        if bound.quota.connections.size is None:
+            super().doRead()
+            return
+        while bound.quota.connections.try_take(self._on_room):
+            before = self._accepted
+            self.numberAccepts = 1
+            super().doRead()
+            if self._accepted == before:
+                bound.quota.connections.give()
+                return
+        self._wait()
+
+    def take_place(self) -> Callable[[], object] | None:
+        """By a connection that is accepted: what it is to call when it is closed."""
+        self._accepted += 1
+        connections = self.bound.quota.connections
+        return None if connections.size is None else connections.give
+
+    def _wait(self) -> None:
+        self._waits = True
+        self.stopReading()
+
+    def _on_room(self) -> bool:
+        """Any thread."""
+        if not self.connected or self.disconnecting:
+            self._pass_on()
+            return True
+        self.bound.call_soon_threadsafe(self._accept_on)
+        return False
+
+    def _accept_on(self) -> None:
+        self._waits = False
+        if self.connected and not self.disconnecting:
+            self.startReading()
+        else:
+            self._pass_on()
+        self.bound.memory.wake_next_waiter()
+
+    def _pass_on(self) -> None:
+        self.bound.quota.connections.wake_one()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.bound.memory.remove_waiter(self._on_room)
+        self.bound.quota.connections.cancel_wait(self._on_room)
+        super().connectionLost(reason)
+
+
+class QuotaPort(_Bounded, tcp.Port):
+    """A port whose connections are charged; `reactor.bound` says to what."""
+
+    transport = QuotaServer
+
+    def __init__(
+        self, port: Any, factory: Any, backlog: Any, interface: Any, reactor: Any, bound: Bound | None = None
+    ) -> None:
+        self.bound = bound or reactor.bound
+        super().__init__(port, factory, backlog, interface, reactor)
+
+
+class QuotaUNIXPort(_Bounded, unix.Port):
+    """The same on a unix socket."""
+
+    transport = QuotaUNIXServer
+
+    def __init__(
+        self,
+        name: Any,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o666,
+        reactor: Any = None,
+        want_pid: Any = 0,
+        bound: Bound | None = None,
+    ) -> None:
+        self.bound = bound or reactor.bound
+        super().__init__(name, factory, backlog, mode, reactor, want_pid)
+
+
+class QuotaConnector(tcp.Connector):
+    """`_makeTransport` is private, and the only place where Twisted says of what class a client's connection is."""
+
+    def __init__(self, bound: Bound, *arguments: Any) -> None:
+        self.bound = bound
+        super().__init__(*arguments)
+
+    def _makeTransport(self) -> QuotaClient:
+        return QuotaClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class QuotaUNIXConnector(unix.Connector):
+    """The same on a unix socket."""
+
+    def __init__(self, bound: Bound, *arguments: Any) -> None:
+        self.bound = bound
+        super().__init__(*arguments)
+
+    def _makeTransport(self) -> QuotaUNIXClient:  # type: ignore[override]  # Twisted's own differs as much
+        return QuotaUNIXClient(self.address, self, self.reactor, self.checkPID)

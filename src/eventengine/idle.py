@@ -1,0 +1,94 @@
+"""Connections as what they cost themselves, and the closing of idle ones when a quota is short.
+
+An idle connection has nothing in any buffer, but it is not free: the objects of a framework for one take some KiB. So
+each is charged a fixed cost from its opening to its closing, as gRPC's transports are, and an idle one can be closed to
+make room.
+
+Rules:
+
+1. Everything here is the loop's thread's, but for `_on_shortage`, which any thread may call.
+2. A reclaimer is posted while there are connections; it hands the work to the loop. When nothing was idle, it is posted
+   again after AGAIN seconds, for what was busy may be idle then; no timer is left when the last connection has gone.
+3. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
+   finds the room, and cuts nobody for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from eventengine.reclaim import ReclamationPass, ReclamationSweep
+
+if TYPE_CHECKING:
+    from eventengine.admission import Scheduler, Timer
+    from eventengine.memory_quota import MemoryQuota
+
+__all__ = ["Connections"]
+
+AGAIN: Final = 0.25
+
+
+class Connections:
+    """Those of one quota on one loop.
+
+    Args:
+        cost: Bytes that each is charged.
+        close_idle: Closes some of those that have been idle longest, calls `closed` for each, and says whether there
+            was any.
+    """
+
+    __slots__ = ("_close_idle", "_count", "_is_posted", "_loop", "_memory", "_timer", "cost")
+
+    def __init__(self, memory: MemoryQuota, loop: Scheduler, cost: int, close_idle: Callable[[], bool]) -> None:
+        self._memory = memory
+        self._loop = loop
+        self._close_idle = close_idle
+        self._count = 0
+        self._is_posted = False
+        self._timer: Timer | None = None
+        self.cost = cost
+
+    @property
+    def may_open(self) -> bool:
+        """Whether there is room for one more; above 0.99 of the quota there is not."""
+        size = self._memory.size
+        return size is None or self._memory.used + self.cost <= size * 0.99
+
+    def opened(self) -> None:
+        """There is one more."""
+        self._count += 1
+        if not self._is_posted:
+            self._post()
+        self._memory.take(self.cost, self.cost)
+
+    def closed(self) -> None:
+        """There is one less."""
+        self._count -= 1
+        self._memory.give(self.cost)
+        if not self._count:
+            self._is_posted = False
+            self._memory.reclaimers.cancel(id(self))
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _post(self) -> None:
+        self._timer = None
+        self._is_posted = True
+        self._memory.reclaimers.post(id(self), ReclamationPass.IDLE, self._on_shortage)
+
+    def _on_shortage(self, sweep: ReclamationSweep | None) -> None:
+        if sweep is not None:
+            try:
+                self._loop.call_soon_threadsafe(lambda: self._reclaim(sweep))
+            except RuntimeError:  # the loop was closed, and all its connections with it
+                sweep.finish()
+
+    def _reclaim(self, sweep: ReclamationSweep) -> None:
+        if self._count and self._close_idle():
+            if self._count:
+                self._post()
+        elif self._count and self._timer is None:
+            self._timer = self._loop.call_later(AGAIN, self._post)
+        sweep.finish()
