@@ -1,86 +1,104 @@
-"""What clients that stall cost a Tornado site, stock and with a quota.
+"""What clients that stall cost a site, stock and within a quota.
 
-    python benchmarks/attacks.py [--quota 64MiB] [--stalled 200] [--honest 20]
+    python -m benchmarks.attacks [--quota 64MiB] [--only TITLE...]
 
-Linux only. Each attack is made on each site, in a process of its own. *Uploads*: STALLED clients send 6 MiB of an
-upload of 8 MiB and then nothing; a second later HONEST ones upload 4 MiB each. *Downloads*: STALLED clients ask for 10
-MiB, which the handler writes without waiting, and read nothing; a second later HONEST ones ask for 4 MiB and read all
-of it. The honest check the digest of what they sent or got; every fifth moves 1 MiB/s. Meanwhile a small GET is sent
-every 100 ms. It prints by how much the resident memory of the process grew, how many of the honest were served and how
-long the last took, and the longest time to answer a GET.
+Linux only. Each attack is made on each site, in a process of its own, beside honest clients, who check the digest of
+what they sent or got; every fifth moves 1 MiB/s. Where the site speaks HTTP, a small GET is sent every 100 ms. Printed
+is by how much the resident memory of the process grew, how many of the honest were served and how long the last took,
+and the longest time to answer a GET.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import contextlib
 import hashlib
 import os
-import socket
+import resource
+import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+HERE = Path(__file__).parent
 MIB = 1 << 20
 BODY = 4 * MIB
-SITE = """
-import asyncio, hashlib, sys
-from tornado.httpserver import HTTPServer
-from tornado.web import Application, RequestHandler
-
-BODY = bytes(range(256)) * (10 << 12)
-
-class Body(RequestHandler):
-    def get(self):
-        size = int(self.get_argument("MiB")) << 20
-        self.set_header("Content-Length", size)
-        for start in range(0, size, 1 << 16):
-            self.write(BODY[start : start + (1 << 16)])
-            self.flush()
-
-class Digest(RequestHandler):
-    def get(self):
-        self.write("here")
-    def put(self):
-        self.write(hashlib.sha256(self.request.body).hexdigest())
-
-async def main():
-    if sys.argv[1] != "stock":
-        from eventengine.bridges.tornado import QuotaHTTPServer
-        HTTPServer.configure(QuotaHTTPServer, quota=sys.argv[1])
-    server = Application([("/", Digest), ("/body", Body)]).listen(0, "127.0.0.1")
-    print(next(iter(server._sockets.values())).getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-
-asyncio.run(main())
-"""
+PATTERN = bytes(range(256))
+WATCHED = 10.0
+"""Seconds, at least, for which memory is watched."""
 
 
 class Site:
-    """A process with the site, stock or with a quota."""
+    """A process with the site."""
 
-    def __init__(self, quota: str) -> None:
+    def __init__(self, kind: str, quota: str, folder: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.sites", kind, quota, *([folder] if folder else [])]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SITE, quota], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=HERE.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
+        self.tls: ssl.SSLContext | None = None
+        if folder:
+            self.tls = ssl.create_default_context(cafile=f"{folder}/cert.pem")
+            self.tls.check_hostname = False
 
     def resident(self) -> int:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def close(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
 
 
-async def request(site: Site, head: str, body: bytes = b"", rate: float = 0.0) -> bytes:
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Stalled:
+    """What stays open until the attack is over."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+
+    async def connect(self, site: Site) -> Connection:
+        """A connection of which nothing is read ahead."""
+        made = await connect(site, limit=1)
+        made[1].transport.pause_reading()  # type: ignore[attr-defined]
+        self.connections.append(made)
+        return made
+
+    def close(self) -> None:
+        for _, writer in self.connections:
+            writer.transport.abort()
+
+
+async def connect(site: Site, limit: int = 1 << 16) -> Connection:
+    """From one of many addresses of the loopback network: ports of one run out."""
+    source = f"127.0.0.{2 + connect_count() % 200}"
+    return await asyncio.open_connection("127.0.0.1", site.port, ssl=site.tls, local_addr=(source, 0), limit=limit)
+
+
+def connect_count(count: list[int] = [0]) -> int:  # noqa: B006  # it is to be kept
+    count[0] += 1
+    return count[0]
+
+
+async def request(site: Site, method: str, body: bytes = b"", rate: float = 0.0, path: str = "/") -> bytes:
     """What the site answers, with the body sent at `rate` bytes a second, or at once."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    reader, writer = await connect(site)
     try:
-        writer.write(f"{head} / HTTP/1.1\r\nHost: site\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: site\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         piece = int(rate / 10) or len(body) or 1
         for start in range(0, len(body), piece):
             writer.write(body[start : start + piece])
@@ -96,104 +114,209 @@ async def request(site: Site, head: str, body: bytes = b"", rate: float = 0.0) -
         writer.close()
 
 
-async def stall_in_upload(site: Site) -> None:
-    """Sends 6 MiB of 8, and no more, until the site closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-    try:
-        writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: %d\r\n\r\n" % (8 * MIB))
-        writer.write(bytes(6 * MIB))
-        await writer.drain()
-        await reader.read()
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
-
-
-async def upload(site: Site, number: int) -> float:
-    body = hashlib.sha256(b"%d" % number).digest() * (4 * MIB // 32)
-    started = perf_counter()
+async def upload(site: Site, number: int, size: int = BODY) -> None:
+    body = hashlib.sha256(b"%d" % number).digest() * (size // 32)
     answer = await request(site, "PUT", body, MIB if number % 5 == 0 else 0.0)
     if answer.decode() != hashlib.sha256(body).hexdigest():
         raise ValueError("a wrong digest")
-    return perf_counter() - started
 
 
-async def stall_in_download(site: Site) -> None:
-    """Asks for 10 MiB, and reads none of it."""
-    with socket.socket() as client:
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(client, ("127.0.0.1", site.port))
-        await loop.sock_sendall(client, b"GET /body?MiB=10 HTTP/1.1\r\nHost: site\r\n\r\n")
-        await asyncio.sleep(3600)
-
-
-async def download(site: Site, number: int) -> float:
-    started = perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+async def download(site: Site, number: int) -> None:
+    reader, writer = await connect(site)
     try:
         writer.write(b"GET /body?MiB=4 HTTP/1.1\r\nHost: site\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         digest = hashlib.sha256()
-        for _ in range(40):
-            digest.update(await reader.readexactly(BODY // 40))
+        for _ in range(64):
+            digest.update(await reader.readexactly(BODY // 64))
             if number % 5 == 0:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.0625)
     finally:
         writer.close()
-    if digest.digest() != hashlib.sha256((bytes(range(256)) * (BODY // 256))[: BODY // 40 * 40]).digest():
+    if digest.digest() != hashlib.sha256(PATTERN * (BODY // 256)).digest():
         raise ValueError("a wrong digest")
-    return perf_counter() - started
 
 
-async def attack(
-    site: Site,
-    stall: Callable[[Site], Coroutine[None, None, None]],
-    serve: Callable[[Site, int], Coroutine[None, None, float]],
-    stalled: int,
-    honest: int,
-) -> str:
-    await request(site, "PUT", bytes(MIB))
+async def echo(site: Site, number: int) -> None:
+    reader, writer = await connect(site)
+    body = hashlib.sha256(b"%d" % number).digest() * (BODY // 32)
+
+    async def send() -> None:
+        for start in range(0, BODY, 1 << 16):
+            writer.write(body[start : start + (1 << 16)])
+            await writer.drain()
+            if number % 5 == 0:
+                await asyncio.sleep(0.0625)
+
+    sending = asyncio.create_task(send())
+    try:
+        if await reader.readexactly(BODY) != body:
+            raise ValueError("wrong bytes")
+        await sending
+    finally:
+        sending.cancel()
+        writer.close()
+
+
+async def listen_to_broadcast(site: Site, number: int) -> None:
+    """Reads fifty messages, which must come one after the other."""
+    reader, writer = await connect(site)
+    try:
+        await open_websocket(reader, writer)
+        last = 0
+        for _ in range(50):
+            head = await reader.readexactly(10)  # of a frame of 64 KiB
+            if head[:2] != b"\x82\x7f":
+                raise ValueError("no frame of 64 KiB")
+            message = await reader.readexactly(1 << 16)
+            this = int.from_bytes(message[:8])
+            if (last and this != last + 1) or message[8:] != (PATTERN * 256)[8:]:
+                raise ValueError("a message is missing, or other than it was sent")
+            last = this
+    finally:
+        writer.close()
+
+
+async def open_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    writer.write(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+
+
+async def stall_in_upload(site: Site, stalled: Stalled, sent: int, size: int) -> None:
+    _, writer = await stalled.connect(site)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(bytes(sent))
+        await writer.drain()
+
+
+async def stall_after_6_mib(site: Site, stalled: Stalled) -> None:
+    await stall_in_upload(site, stalled, 6 * MIB, 8 * MIB)
+
+
+async def stall_before_the_last_byte(site: Site, stalled: Stalled) -> None:
+    await stall_in_upload(site, stalled, 95_999, 96_000)
+
+
+async def stall_in_download(site: Site, stalled: Stalled) -> None:
+    _, writer = await stalled.connect(site)
+    writer.write(b"GET /body?MiB=10 HTTP/1.1\r\nHost: site\r\n\r\n")
+
+
+async def stall_in_echo(site: Site, stalled: Stalled) -> None:
+    """Sends as long as it is taken, and reads nothing."""
+    _, writer = await stalled.connect(site)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+
+
+async def stall_in_broadcast(site: Site, stalled: Stalled) -> None:
+    reader, writer = await connect(site, limit=1 << 10)
+    stalled.connections.append((reader, writer))
+    await open_websocket(reader, writer)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+
+async def stall_in_a_line(site: Site, stalled: Stalled) -> None:
+    _, writer = await stalled.connect(site)
+    writer.write(b"GET /a/path/that/does/not/e")
+
+
+async def nothing(site: Site, number: int) -> None:
+    await request(site, "GET")
+
+
+@dataclass(frozen=True)
+class Attack:
+    title: str
+    site: str
+    stall: Callable[[Site, Stalled], Coroutine[None, None, None]]
+    stalled: int
+    serve: Callable[[Site, int], Coroutine[None, None, None]]
+    honest: int = 20
+    tls: bool = False
+    asks: bool = True
+
+
+ATTACKS = [
+    attack
+    for tls in (False, True)
+    for attack in (
+        Attack("uploads of 8 MiB", "tornado", stall_after_6_mib, 200, upload, tls=tls),
+        Attack("downloads of 10 MiB", "tornado", stall_in_download, 200, download, tls=tls),
+        Attack("a websocket broadcast", "tornado", stall_in_broadcast, 200, listen_to_broadcast, 200, tls=tls),
+        Attack("uploads of 8 MiB", "twisted.web", stall_after_6_mib, 200, upload, tls=tls),
+        Attack("uploads of 96 kB", "twisted.web", stall_before_the_last_byte, 1500, upload, tls=tls),
+        Attack("downloads of 10 MiB", "twisted.web", stall_in_download, 200, download, tls=tls),
+        Attack("an echo", "twisted echo", stall_in_echo, 200, echo, tls=tls, asks=False),
+        Attack("half request lines", "tornado", stall_in_a_line, 1000, nothing, tls=tls),
+        Attack("half request lines", "twisted.web", stall_in_a_line, 1000, nothing, tls=tls),
+    )
+]
+
+
+async def run(attack: Attack, site: Site) -> str:
+    if attack.asks:
+        await request(site, "PUT", bytes(MIB))
     before = most = site.resident()
     slowest = 0.0
-    attackers = [asyncio.create_task(stall(site)) for _ in range(stalled)]
+    stalled = Stalled()
+    attackers = [asyncio.create_task(attack.stall(site, stalled)) for _ in range(attack.stalled)]
     await asyncio.sleep(1.0)
-    served_ones = asyncio.gather(*(serve(site, number) for number in range(honest)), return_exceptions=True)
+    times: list[float] = []
     started = perf_counter()
-    while not served_ones.done() or perf_counter() - started < 10:
-        asked = perf_counter()
-        await request(site, "GET")
-        slowest = max(slowest, perf_counter() - asked)
+
+    async def serve(number: int) -> None:
+        await asyncio.wait_for(attack.serve(site, number), 90)
+        times.append(perf_counter() - started)
+
+    served = asyncio.gather(*(serve(number) for number in range(attack.honest)), return_exceptions=True)
+    while not served.done() or perf_counter() - started < WATCHED:
+        if attack.asks:
+            asked = perf_counter()
+            await request(site, "GET")
+            slowest = max(slowest, perf_counter() - asked)
         most = max(most, site.resident())
         await asyncio.sleep(0.1)
-    times = [each for each in await served_ones if isinstance(each, float)]
+    failures = {repr(each) for each in await served if each is not None}
     for each in attackers:
         each.cancel()
     await asyncio.gather(*attackers, return_exceptions=True)
-    served, last = f"{len(times)} of {honest}", max(times, default=0.0)
-    return f"{(most - before) / MIB:>12.0f} {served:>16} {last:>14.1f} {slowest:>14.2f}"
+    stalled.close()
+    text = (
+        f"{(most - before) / MIB:>12.0f} {f'{len(times)} of {attack.honest}':>16} {max(times, default=0.0):>14.1f}"
+    )
+    return f"{text} {f'{slowest:.2f}' if attack.asks else '':>14} {', '.join(sorted(failures))[:80]}".rstrip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quota", default="64MiB")
-    parser.add_argument("--stalled", type=int, default=200)
-    parser.add_argument("--honest", type=int, default=20)
+    parser.add_argument("--only", nargs="*", help="titles, or sites, or tls, or no-tls")
     options = parser.parse_args()
-    print(f"{'attack':<10} {'site':<8} {'grown, MiB':>12} {'honest served':>16}", end="")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(f"{'attack':<24} {'on':<18} {'site':<7} {'grown, MiB':>12} {'honest served':>16}", end="")
     print(f" {'last after, s':>14} {'slowest GET, s':>14}")
-    for title, stall, serve in (
-        ("uploads", stall_in_upload, upload),
-        ("downloads", stall_in_download, download),
-    ):
-        for quota in ("stock", options.quota):
-            site = Site(quota)
-            try:
-                line = asyncio.run(attack(site, stall, serve, options.stalled, options.honest))
-                print(f"{title:<10} {quota:<8} {line}", flush=True)
-            finally:
-                site.close()
+    with tempfile.TemporaryDirectory() as folder:
+        command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=site -keyout key.pem -out cert.pem"
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+        for attack in ATTACKS:
+            marks = {attack.title, attack.site, "tls" if attack.tls else "no-tls"}
+            if options.only and not set(options.only) <= marks:
+                continue
+            for quota in ("stock", options.quota):
+                site = Site(attack.site, quota, folder if attack.tls else "")
+                try:
+                    line = asyncio.run(run(attack, site))
+                    on = attack.site + (", TLS" if attack.tls else "")
+                    print(f"{attack.title:<24} {on:<18} {quota:<7} {line}", flush=True)
+                finally:
+                    site.close()
 
 
 if __name__ == "__main__":

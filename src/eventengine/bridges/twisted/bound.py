@@ -38,6 +38,8 @@ COST: Final = 4096
 
 IDLE: Final = 1.0
 SILENT: Final = 60.0
+_SENT_TOGETHER: Final = 32
+
 _BATCH: Final = 16
 """As many are closed in one turn."""
 
@@ -58,6 +60,12 @@ class Closable(Protocol):
     def close_as_idle(self) -> None: ...
 
 
+class Written(Protocol):
+    """A transport to which something was written."""
+
+    def send_what_was_written(self) -> None: ...
+
+
 class Bound:
     """One quota on one reactor: what all transports under it share. The reactor's thread's."""
 
@@ -67,6 +75,8 @@ class Bound:
         self.reactor = reactor
         self.connections = Connections(quota.memory, self, COST, self._close_idle)
         self.admission = Admission(quota.memory, self, self._close_idle)
+        self.is_turned = False  # by a reactor of ours, which calls `send` itself
+        self._written: list[Written] = []
         self.cut = Tally(
             lambda n: _log.warn("{quota!r} is full: {n} clients were cut that did not read", quota=quota, n=n)
         )
@@ -82,6 +92,25 @@ class Bound:
             if found is None:
                 found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
             return found
+
+    def send_later(self, transport: Written) -> None:
+        """Has it send at the end of this turn."""
+        if not self._written and not self.is_turned:
+            self.reactor.callLater(0, self.send)
+        self._written.append(transport)
+
+    def send_if_many(self) -> None:
+        """After a connection has handled what it received."""
+        if len(self._written) >= _SENT_TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Sends what was written since this was last called. Many in a row, for one alone has to wake a peer that waits
+        on this machine, and those that follow do not; not too many, for it could work meanwhile."""
+        while self._written:
+            written, self._written = self._written, []
+            for each in written:
+                each.send_what_was_written()
 
     def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
         return cast("IDelayedCall", self.reactor.callLater(delay, function))

@@ -86,7 +86,14 @@ class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connec
 
     def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
         self.bound = Bound.of(as_quota(quota), self)
+        self.bound.is_turned = True
         super().__init__()
+
+    def doIteration(self, delay: float | None) -> None:
+        """Twisted's turn, with what is written before and within it sent."""
+        self.bound.send()
+        super().doIteration(delay)
+        self.bound.send()
 
     @property
     def quota(self) -> ResourceQuota:

@@ -3,9 +3,10 @@
 They are Twisted's own, as subclasses: everything that protocols, TLS and Twisted's own tests look for is there. What is
 added hangs on five methods that Twisted's reactors and transports call on one another by their public names.
 
-- `startWriting` is what every kind of `write` ends in, that of TLS which `startTLS` puts above included. Where nothing
-  waits to be sent, it sends at once: the reactor is asked only for what the socket did not take. A producer that pulls,
-  or that was paused, is served by the reactor as ever, or it would be resumed within its own write.
+- `startWriting` is what every kind of `write` ends in, that of TLS which `startTLS` puts above included. What was
+  written is sent in one piece, by the end of the reactor's turn (see `Bound.send`); the reactor is asked only for what
+  the socket did not take. A producer that pulls, or that was paused, is served by the reactor, or it
+  would be resumed within its own write.
 - `doWrite` and `connectionLost` tell what has gone.
 - `doRead` reads nothing while the quota is full; TCP holds the peer back, and the reading goes on when memory comes
   back. `startReading` and `stopReading` say what the application wishes meanwhile.
@@ -50,6 +51,7 @@ class Charged(_Base):
     _unsent: Unsent | None = None
     _reads = False  # the application wishes to
     _waits = False  # for room
+    _is_written = False  # and in the bound's list
     _is_aborted = False
     _failure: Any = None  # of a send that the reactor did not make: the socket tells its error once
 
@@ -67,6 +69,7 @@ class Charged(_Base):
             self._wait_for_room()
             return None
         result: Any = super().doRead()
+        self.bound.send_if_many()
         return result if result is None or self._failure is None else self._failure
 
     def _wait_for_room(self) -> None:
@@ -98,7 +101,31 @@ class Charged(_Base):
         if self._is_aborted:
             self._let_go()
             return
-        if not self.dataBuffer and (self.producer is None or (self.streamingProducer and not self.producerPaused)):
+        if self._may_send_at_once:
+            if not self._is_written:
+                self._is_written = True
+                self.bound.send_later(self)
+            if self._tempDataLen > self.bufferSize:
+                self._settle()  # it may write for ever
+            return
+        super().startWriting()
+        self._settle()
+
+    @property
+    def _may_send_at_once(self) -> bool:
+        return not self.dataBuffer and (
+            self.producer is None or (self.streamingProducer and not self.producerPaused)
+        )
+
+    def send_what_was_written(self) -> None:
+        """By `Bound`, at the end of the turn."""
+        self._is_written = False
+        waiting = self._tempDataBuffer
+        if self._is_aborted or not self.connected:
+            self._let_go()
+            self._settle()
+            return
+        if waiting and self._may_send_at_once:
             data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
             sent = self.writeSomeData(data)
             if not isinstance(sent, int):
@@ -107,6 +134,10 @@ class Charged(_Base):
                 waiting.clear()
                 self._tempDataLen = 0
                 if sent == len(data):
+                    if self._unsent is not None:
+                        self._settle()
+                    if self.disconnecting or self._writeDisconnecting:
+                        super().startWriting()  # its doWrite ends the connection
                     return
                 self.dataBuffer = data
                 self.offset = sent
