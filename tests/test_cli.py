@@ -313,6 +313,13 @@ def test_64_mib_pass_unchanged_in_8_mib(engine: str, slow: bool) -> None:
     assert grown <= 40 * MIB
 
 
+@pytest.fixture
+def without_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo shows the engines alone; the sites are tested in test_demo_sites.py."""
+    monkeypatch.setattr(demo.sites, "run", lambda plot: True)
+
+
+@pytest.mark.usefixtures("without_sites")
 def test_the_demo_shows_every_engine_and_ends_with_0(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +337,7 @@ def test_the_demo_shows_every_engine_and_ends_with_0(
             assert re.fullmatch(rf"{name} +\d+  \d\.\d\d of 8MiB +8  equal", row[0])
 
 
+@pytest.mark.usefixtures("without_sites")
 def test_the_demo_ends_with_1_when_what_arrives_differs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +350,10 @@ def test_the_demo_ends_with_1_when_what_arrives_differs(
 
 @pytest.mark.parametrize("framework", ["twisted", "tornado"])
 def test_the_demo_names_the_extra_of_a_framework_that_is_missing(framework: str) -> None:
-    small = f"from eventengine.cli import demo; demo.FILE_SIZE = 1 << 20; demo.ENGINES = {('default', framework)}"
+    small = (
+        "from eventengine.cli import demo; demo.sites.run = lambda plot: True; "
+        f"demo.FILE_SIZE = 1 << 20; demo.ENGINES = {('default', framework)}"
+    )
     outcome = run("demo", code=f"import sys; sys.modules[{framework!r}] = None\n{small}")
     assert (outcome.returncode, outcome.stderr) == (0, "")
     assert re.search(rf"^{framework} .*eventengine\[{framework}\]", outcome.stdout, re.MULTILINE)

@@ -10,6 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from eventengine.address import ResolvedAddress
@@ -77,17 +78,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the most at a time; others wait in the backlog",
     )
     proxy.add_argument("--log", action="store_true", help="a line on stderr for each connection that ended")
-    commands.add_parser(
+    demonstration = commands.add_parser(
         "demo",
         allow_abbrev=False,
-        help="download a file through the proxy, on each engine",
-        description="Downloads a file through the proxy, on each engine whose framework is installed.",
+        help="download a file through the proxy, on each engine, and attack web sites",
+        description="Downloads a file through the proxy, on each engine whose framework is installed. Then attacks "
+        "web sites of Tornado and twisted.web, stock and bounded, and shows what memory they take.",
+    )
+    demonstration.add_argument(
+        "--plot",
+        metavar="FILE.svg",
+        type=_argument(_file_to_write),
+        help="draw the memory of the web sites over time",
     )
     options = parser.parse_args(arguments)
     if options.command == "demo":
         from eventengine.cli import demo
 
-        return demo.run()
+        return demo.run(options.plot)
     from eventengine.cli import serve
 
     return serve.run(
@@ -142,6 +150,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{text!r} is not a time; give a number of seconds above 0")
     return seconds
+
+
+def _file_to_write(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"{text!r} cannot be written; give a file in a folder that exists")
+    return path
 
 
 def _count(text: str) -> int:

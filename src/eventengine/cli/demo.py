@@ -1,4 +1,4 @@
-"""The command `demo`: a file downloaded through the proxy on each engine, with a digest and a table."""
+"""The command `demo`: a file downloaded through the proxy on each engine, with a digest and a table; then `sites`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import IO
 
+from eventengine.cli import sites
 from eventengine.cli.engines import ENGINES, load_engine
 
 __all__ = ["ProxyProcess", "run"]
@@ -98,8 +99,11 @@ class _FileServer(socketserver.ThreadingTCPServer):
     request_queue_size = CONNECTIONS  # a connection beyond the backlog is tried again a second later
 
 
-def run() -> int:
-    """Prints the table and returns the exit status: 0 if every digest was right."""
+def run(plot: Path | None = None) -> int:
+    """Prints the tables and returns the exit status: 0 if every digest was right, and every bound kept.
+
+    The chart of the sites goes to `plot`.
+    """
     print(_INTRODUCTION)
     print(f"{'engine':<9} {'MB/s':>6}  {'peak quota':<17} {'connections':>11}  SHA-256")
     good = True
@@ -127,6 +131,11 @@ def run() -> int:
                     flush=True,
                 )
     print(_CONCLUSION)
+    try:
+        good &= sites.run(plot)
+    except (OSError, RuntimeError) as error:
+        good = False
+        print(f"failed: {error}")
     return 0 if good else 1
 
 

@@ -118,42 +118,51 @@ class Charged(_Base):
         )
 
     def send_what_was_written(self) -> None:
-        """By `Bound`, at the end of the turn."""
+        """By `Bound`, by the end of the turn."""
         self._is_written = False
-        waiting = self._tempDataBuffer
         if self._is_aborted or not self.connected:
             self._let_go()
             self._settle()
             return
-        if waiting and self._may_send_at_once:
-            data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
-            sent = self.writeSomeData(data)
-            if not isinstance(sent, int):
-                self._failure = sent
-            elif sent > 0:
-                waiting.clear()
-                self._tempDataLen = 0
-                if sent == len(data):
-                    if self._unsent is not None:
-                        self._settle()
-                    if self.disconnecting or self._writeDisconnecting:
-                        super().startWriting()  # its doWrite ends the connection
-                    return
-                self.dataBuffer = data
-                self.offset = sent
-        super().startWriting()
+        if self._tempDataBuffer and self._may_send_at_once:
+            self._send_some()
+        if self._left or self._failure is not None or self.disconnecting or self._writeDisconnecting:
+            super().startWriting()  # what its doWrite goes on with, or ends
         self._settle()
 
     def doWrite(self) -> Any:
+        if self._left:
+            self._send_some()
+            self._settle()
         if self._failure is not None:
             return self._failure
-        before = self._left
-        result = super().doWrite()
-        if self._unsent is not None:
-            if self._left < before:
-                self._unsent.moved()
-            self._settle()
-        return result
+        return None if self._left else super().doWrite()  # which serves the producer, or ends the connection
+
+    def _send_some(self) -> bool:
+        """Sends up to SEND_LIMIT bytes in one piece; says whether any went. No more is joined than that, unlike by
+        FileDescriptor, for it exists twice meanwhile."""
+        if self.offset == len(self.dataBuffer):
+            waiting = self._tempDataBuffer
+            n = size = 0
+            while n < len(waiting) and size < self.SEND_LIMIT:
+                size += len(waiting[n])
+                n += 1
+            self.dataBuffer = waiting[0] if n == 1 else b"".join(waiting[:n])
+            del waiting[:n]
+            self._tempDataLen -= size
+            self.offset = 0
+        view = cast("bytes", memoryview(self.dataBuffer)[self.offset :]) if self.offset else self.dataBuffer
+        sent = self.writeSomeData(view)
+        if not isinstance(sent, int) or sent < 0:
+            self._failure = sent
+            return False
+        self.offset += sent
+        if self.offset == len(self.dataBuffer):
+            self.dataBuffer = b""
+            self.offset = 0
+        if sent and self._unsent is not None:
+            self._unsent.moved()
+        return sent > 0
 
     def abortConnection(self) -> None:
         self._is_aborted = True
@@ -184,22 +193,8 @@ class Charged(_Base):
 
     def _try_to_send(self) -> None:
         """So that nobody is cut who reads."""
-        while self._left:
-            if self.offset == len(self.dataBuffer):
-                self.dataBuffer = b"".join(self._tempDataBuffer)
-                self._tempDataBuffer.clear()
-                self._tempDataLen = self.offset = 0
-            sent = self.writeSomeData(cast("bytes", memoryview(self.dataBuffer)[self.offset :]))
-            if not isinstance(sent, int):
-                self._failure = sent
-                break
-            if sent <= 0:
-                break
-            self.offset += sent
-            if self._unsent is not None:
-                self._unsent.moved()
-        self.dataBuffer = self.dataBuffer[self.offset :]
-        self.offset = 0
+        while self._left and self._send_some():
+            pass
         self._settle()
 
     def _let_go(self) -> None:
