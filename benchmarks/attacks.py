@@ -15,6 +15,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import resource
 import ssl
@@ -209,9 +210,10 @@ async def stall_in_echo(site: Site, stalled: Stalled) -> None:
     """Sends as long as it is taken, and reads nothing."""
     _, writer = await stalled.connect(site)
     with contextlib.suppress(ConnectionError):
-        while True:
+        for _ in range(1024):  # of a connection that was reset below TLS asyncio does not tell
             writer.write(bytes(1 << 16))
             await writer.drain()
+            await asyncio.sleep(0)
 
 
 async def stall_in_broadcast(site: Site, stalled: Stalled) -> None:
@@ -264,6 +266,7 @@ async def run(attack: Attack, site: Site) -> str:
         await request(site, "PUT", bytes(MIB))
     before = most = site.resident()
     slowest = 0.0
+    refused = 0
     stalled = Stalled()
     attackers = [asyncio.create_task(attack.stall(site, stalled)) for _ in range(attack.stalled)]
     await asyncio.sleep(1.0)
@@ -278,11 +281,16 @@ async def run(attack: Attack, site: Site) -> str:
     while not served.done() or perf_counter() - started < WATCHED:
         if attack.asks:
             asked = perf_counter()
-            await request(site, "GET")
+            try:
+                await asyncio.wait_for(request(site, "GET"), 60)
+            except (OSError, EOFError, TimeoutError):
+                refused += 1
             slowest = max(slowest, perf_counter() - asked)
         most = max(most, site.resident())
         await asyncio.sleep(0.1)
     failures = {repr(each) for each in await served if each is not None}
+    if refused:
+        failures.add(f"{refused} GET failed")
     for each in attackers:
         each.cancel()
     await asyncio.gather(*attackers, return_exceptions=True)
@@ -300,6 +308,7 @@ def main() -> None:
     options = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of each write after a reset
     print(f"{'attack':<24} {'on':<18} {'site':<7} {'grown, MiB':>12} {'honest served':>16}", end="")
     print(f" {'last after, s':>14} {'slowest GET, s':>14}")
     with tempfile.TemporaryDirectory() as folder:

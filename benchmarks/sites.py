@@ -101,9 +101,12 @@ def _twisted(quota: str, folder: str, make: Callable[[], Any]) -> None:
 
     reactor: Any = installed
     if folder:
-        from twisted.internet.ssl import DefaultOpenSSLContextFactory
+        from pathlib import Path
 
-        tls = DefaultOpenSSLContextFactory(f"{folder}/key.pem", f"{folder}/cert.pem")
+        from twisted.internet.ssl import PrivateCertificate
+
+        pem = Path(folder, "key.pem").read_bytes() + Path(folder, "cert.pem").read_bytes()
+        tls = PrivateCertificate.loadPEM(pem).options()
         port = reactor.listenSSL(0, make(), tls, backlog=BACKLOG, interface="127.0.0.1")
     else:
         port = reactor.listenTCP(0, make(), backlog=BACKLOG, interface="127.0.0.1")

@@ -234,7 +234,7 @@ class Idle:
         closing = min(2, self.idle)
         self.idle -= closing
         for _ in range(closing):
-            self.connections.closed()
+            self.connections.closed(4 * KIB)
         return closing > 0
 
     def turn(self) -> None:
@@ -245,16 +245,16 @@ class Idle:
 def test_a_connection_is_charged_from_its_opening_to_its_closing() -> None:
     site = Idle(idle=0)
     for _ in range(15):
-        site.connections.opened()
+        site.connections.opened(4 * KIB)
     assert (site.memory.used, site.connections.may_open) == (60 * KIB, False)  # 0.99 of 64 KiB are 63.4
-    site.connections.closed()
+    site.connections.closed(4 * KIB)
     assert (site.memory.used, site.connections.may_open) == (56 * KIB, True)
 
 
 def test_idle_ones_are_closed_as_many_as_the_shortage_asks_for() -> None:
     site = Idle(idle=10)
     for _ in range(10):
-        site.connections.opened()
+        site.connections.opened(4 * KIB)
     site.memory.take(30 * KIB, 30 * KIB)
     assert site.asked == 0  # the loop has not turned
     site.turn()
@@ -271,7 +271,7 @@ def test_idle_ones_are_closed_as_many_as_the_shortage_asks_for() -> None:
 def test_those_that_are_idle_later_are_found_and_no_timer_is_left() -> None:
     site = Idle(idle=0)
     for _ in range(10):
-        site.connections.opened()
+        site.connections.opened(4 * KIB)
     site.memory.take(30 * KIB, 30 * KIB)
     site.turn()
     assert (site.asked, len(site.loop.timers)) == (1, 1)
@@ -284,14 +284,14 @@ def test_those_that_are_idle_later_are_found_and_no_timer_is_left() -> None:
     site.turn()
     assert len(site.loop.timers) == 1
     for _ in range(8):
-        site.connections.closed()
+        site.connections.closed(4 * KIB)
     assert site.loop.timers == []
     assert not site.memory.reclaimers
 
 
 def test_a_loop_that_was_closed_holds_up_no_other_reclaimer() -> None:
     site = Idle(idle=1)
-    site.connections.opened()
+    site.connections.opened(4 * KIB)
     site.loop.is_closed = True
     ran: list[str] = []
     other: Reclaimer = lambda sweep: ran.append("other")  # noqa: E731

@@ -101,6 +101,19 @@ class Upload:
         self._on_admitted = on_admitted
         return False
 
+    def try_ask(self, size: int) -> bool:
+        """As `ask`, for who has another place than memory: True if there is room, and a fifth of the quota left for
+        others; else it holds none. It may stall either way (rule 3)."""
+        if self._on_cut is None:
+            raise ClosedResourceError("the upload is complete, or was ended")
+        memory = self._admission.memory
+        is_held = not memory.is_tight and memory.try_take(size)
+        if is_held:
+            self.held += size
+        self.moved_at = monotonic()
+        self._admission.watch(self)
+        return is_held
+
     def moved(self) -> None:
         """Bytes have arrived."""
         self.moved_at = monotonic()
@@ -179,9 +192,9 @@ class Admission:
         self._start_looking()
         return not upload.wanted
 
-    def watch(self, unsent: Unsent) -> None:
-        """It holds something from now on."""
-        self.moving.add(unsent)
+    def watch(self, each: Upload | Unsent) -> None:
+        """It may stall from now on."""
+        self.moving.add(each)
         self._start_looking()
 
     def forget(self, each: Upload | Unsent) -> None:

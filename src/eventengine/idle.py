@@ -33,7 +33,7 @@ class Connections:
     """Those of one quota on one loop.
 
     Args:
-        cost: Bytes that each is charged.
+        cost: Bytes that one is charged as a rule.
         close_idle: Closes some of those that have been idle longest, calls `closed` for each, and says whether there
             was any.
     """
@@ -55,17 +55,17 @@ class Connections:
         size = self._memory.size
         return size is None or self._memory.used + self.cost <= size * 0.99
 
-    def opened(self) -> None:
-        """There is one more."""
+    def opened(self, cost: int) -> None:
+        """There is one more, which is charged `cost` bytes."""
         self._count += 1
         if not self._is_posted:
             self._post()
-        self._memory.take(self.cost, self.cost)
+        self._memory.take(cost, cost)
 
-    def closed(self) -> None:
+    def closed(self, cost: int) -> None:
         """There is one less."""
         self._count -= 1
-        self._memory.give(self.cost)
+        self._memory.give(cost)
         if not self._count:
             self._is_posted = False
             self._memory.reclaimers.cancel(id(self))

@@ -1,8 +1,9 @@
 """One quota on one reactor: what all transports and ports under it share.
 
 A connection is charged what Twisted's own objects for one take. When the quota is short, those that have been idle
-longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and are
-between two requests of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell.
+longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and wait
+for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell. One that is
+younger than NEW seconds may be still at its handshake.
 
 Everything here is the reactor's thread's, but for `of`.
 """
@@ -31,11 +32,15 @@ if TYPE_CHECKING:
 
     from eventengine.quota import ResourceQuota
 
-__all__ = ["Bound", "Closable"]
+__all__ = ["COST", "TLS_COST", "Bound", "Closable"]
 
 COST: Final = 4096
 """Bytes that a connection is charged: one of twisted.web takes 2.9 KiB after its first request."""
 
+TLS_COST: Final = 65536
+"""The same with TLS: 55 KiB after the handshake, and a record."""
+
+NEW: Final = 5.0
 IDLE: Final = 1.0
 SILENT: Final = 60.0
 _SENT_TOGETHER: Final = 32
@@ -51,8 +56,7 @@ _bounds_lock: Final = threading.Lock()
 class Closable(Protocol):
     """A server's connection, as it is looked at here."""
 
-    bound: Bound
-    read_at: float
+    opened_at: float
 
     def silent_since(self) -> float | None:
         """When it last received something, if it could be closed; None if not."""
@@ -124,7 +128,9 @@ class Bound:
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
                 since = each.silent_since()
-                if since is not None and since <= now - (IDLE if _tells(each.protocol) else SILENT):
+                if since is None or each.opened_at > now - NEW:
+                    continue
+                if since <= now - (IDLE if _tells(each.protocol) else SILENT):
                     idle.append((since, id(each), each))
         for _, _, each in heapq.nsmallest(_BATCH, idle):
             each.close_as_idle()

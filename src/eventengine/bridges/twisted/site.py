@@ -2,7 +2,8 @@
 
 Twisted spools a body of 100,000 bytes and more, or of a length that is not known, to a temporary file, and holds
 smaller ones in memory: 1,500 clients that send 96 kB each and then stall cost 144 MiB. Here a small one goes to a file,
-too, while more than 0.8 of the quota are used, so nobody waits, and the rest is left to what is written.
+too, while more than 0.8 of the quota are used, so no body waits, and the rest is left to what is written. Who has sent
+nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`).
 
 `Request.gotLength` is where Twisted chooses, before the first byte of the body was received.
 """
@@ -13,17 +14,20 @@ too, while more than 0.8 of the quota are used, so nobody waits, and the rest is
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from twisted.logger import Logger
 from twisted.web.server import Request, Site
 
+from eventengine.admission import Upload
+from eventengine.bridges.twisted.bound import Bound
 from eventengine.bridges.twisted.reactor import as_quota
+from eventengine.tally import Tally
 
 if TYPE_CHECKING:
+    from twisted.python.failure import Failure
     from twisted.web.resource import IResource
 
-    from eventengine.memory_quota import MemoryQuota
     from eventengine.quota import ResourceQuota
 
 __all__ = ["QuotaSite"]
@@ -31,35 +35,53 @@ __all__ = ["QuotaSite"]
 _SPOOLED: Final = 100_000
 """Bytes from which on Twisted spools."""
 
-
-class _Body(io.BytesIO):
-    """A body in memory, charged until it is closed or collected."""
-
-    def __init__(self, memory: MemoryQuota, size: int) -> None:
-        super().__init__()
-        self._memory = memory
-        self._charged = size
-
-    def close(self) -> None:
-        super().close()
-        charged, self._charged = self._charged, 0
-        if charged:
-            self._memory.give(charged)
-
-    def __del__(self) -> None:
-        self.close()
+_log: Final = Logger()
+_REFUSAL: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class _QuotaRequest(Request):
+    """Its methods are those by which Twisted's channel tells it what comes."""
+
+    _upload: Upload | None = None
+
     def gotLength(self, length: int | None) -> None:
-        site: QuotaSite = cast("Any", self.channel).site
-        memory = site.quota.memory
-        if not length or length >= _SPOOLED:
-            super().gotLength(length)
-        elif not memory.is_tight and memory.try_take(length):
-            self.content = _Body(memory, length)
-        else:
-            super().gotLength(None)
+        is_spooled = False
+        if length != 0:
+            site: QuotaSite = cast("Any", self.channel).site
+            upload = self._upload = Upload(site.admission, self._cut)
+            is_spooled = not upload.try_ask(length if length is not None and length < _SPOOLED else 0)
+        super().gotLength(None if is_spooled else length)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self._upload is not None:
+            self._upload.moved()
+        super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self._upload is not None:
+            self._upload.complete()
+        super().requestReceived(command, path, version)
+
+    def finish(self) -> None:
+        super().finish()
+        self._end()
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
+        self._end()
+
+    def _end(self) -> None:
+        if self._upload is not None:
+            self._upload.end()
+
+    def _cut(self) -> None:
+        channel: Any = self.channel
+        channel.site.cut.add()
+        channel.transport.write(_REFUSAL)
+        channel.loseConnection()
+        abort_later = getattr(channel.transport, "abort_later", None)
+        if abort_later is not None:  # it is one of ours
+            abort_later()
 
 
 class QuotaSite(Site):
@@ -78,4 +100,8 @@ class QuotaSite(Site):
 
     def __init__(self, resource: IResource, *, quota: ResourceQuota | str | int, **options: Any) -> None:
         self.quota = as_quota(quota)
+        self.cut = Tally(lambda n: _log.warn("{quota!r} is full: {n} uploads were cut", quota=self.quota, n=n))
         super().__init__(resource, _QuotaRequest, **options)
+        untyped: Any = self
+        reactor = getattr(self, "reactor", None) or untyped._reactor  # older Twisted has it as a private name
+        self.admission = Bound.of(self.quota, reactor).admission

@@ -24,11 +24,11 @@ for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from twisted.internet import tcp, unix
 
-from eventengine.bridges.twisted.bound import Bound
+from eventengine.bridges.twisted.bound import COST, TLS_COST, Bound
 from eventengine.unsent import Unsent
 
 if TYPE_CHECKING:
@@ -36,11 +36,27 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     class _Base(FileDescriptor):
+        TLS: bool
+        protocol: Any
+        dataBuffer: bytes
+        offset: int
+        _tempDataBuffer: list[bytes]
+        _tempDataLen: int
+
         def abortConnection(self) -> None: ...
 else:
     _Base = object
 
 __all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer"]
+
+
+_LINGER: Final = 1.0
+_TLS_READ: Final = 16384
+"""Bytes, a record. What TLS is given at a time it keeps room for as long as the connection lasts."""
+
+
+def _is_tls(protocol: Any) -> bool:
+    return hasattr(protocol, "wrappedProtocol")
 
 
 class Charged(_Base):
@@ -68,7 +84,14 @@ class Charged(_Base):
         if self.bound.memory.is_tight and not self.bound.memory.has_room:
             self._wait_for_room()
             return None
-        result: Any = super().doRead()
+        if self.TLS or _is_tls(self.protocol):
+            self.bufferSize = _TLS_READ
+            try:
+                result: Any = super().doRead()
+            finally:
+                del self.bufferSize
+        else:
+            result = super().doRead()
         self.bound.send_if_many()
         return result if result is None or self._failure is None else self._failure
 
@@ -213,16 +236,18 @@ class Charged(_Base):
 class Accepted(Charged):
     """What a server's connections have besides. `read_at` is when it last received something."""
 
-    read_at = 0.0
+    read_at = opened_at = 0.0
+    _ending: Any = None  # a delayed call
     _place: Any = None  # the port's, which is to be given back
+    _cost = 0
 
-    def _begin(self, server: Any, reactor: Any) -> None:
+    def _begin(self, protocol: Any, server: Any, reactor: Any) -> None:
         self.bound = (server or reactor).bound  # one that was adopted has no port
         if server is not None:
             self._place = server.take_place()
-        self.read_at = monotonic()
-        self.bound.connections.opened()
-        self._is_counted = True
+        self.read_at = self.opened_at = monotonic()
+        self._cost = TLS_COST if _is_tls(protocol) else COST
+        self.bound.connections.opened(self._cost)
 
     def doRead(self) -> Any:
         self.read_at = monotonic()
@@ -233,6 +258,8 @@ class Accepted(Charged):
             super().connectionLost(reason)
         finally:
             self._count_out()
+            if self._ending is not None and self._ending.active():
+                self._ending.cancel()
             if self._place is not None:
                 place, self._place = self._place, None
                 place()
@@ -243,19 +270,28 @@ class Accepted(Charged):
 
     def close_as_idle(self) -> None:
         self._count_out()
-        self.loseConnection()
+        if _is_tls(self.protocol):
+            self.protocol.loseConnection()
+        else:
+            self.loseConnection()
+        self.abort_later()
+
+    def abort_later(self) -> None:
+        """A peer of TLS may never say that it has heard of the end, and one may never take what was written."""
+        if self._ending is None:
+            self._ending = self.bound.call_later(_LINGER, self.abortConnection)
 
     def _count_out(self) -> None:
-        if self._is_counted:
-            self._is_counted = False
-            self.bound.connections.closed()
+        cost, self._cost = self._cost, 0
+        if cost:
+            self.bound.connections.closed(cost)
 
 
 class QuotaServer(Accepted, tcp.Server):
     """A connection that a port has accepted, or that was adopted."""
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
-        self._begin(server, reactor)
+        self._begin(protocol, server, reactor)
         super().__init__(sock, protocol, client, server, sessionno, reactor)
 
 
@@ -263,7 +299,7 @@ class QuotaUNIXServer(Accepted, unix.Server):
     """The same on a unix socket."""
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
-        self._begin(server, reactor)
+        self._begin(protocol, server, reactor)
         super().__init__(sock, protocol, client, server, sessionno, reactor)
 
 
