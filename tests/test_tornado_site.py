@@ -629,22 +629,3 @@ def test_configure_takes_effect_in_application_listen() -> None:
 def test_what_is_no_quota_is_said_before_anything_listens(quota: Any, said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         QuotaHTTPServer(Application(), quota=quota)
-
-
-OWN_TESTS = [
-    f"tornado.test.{name}_test" for name in ("httpserver", "web", "websocket", "simple_httpclient", "tcpserver")
-]
-
-
-def test_tornado_s_own_tests_pass_over_it() -> None:
-    code = (
-        "import sys\n"
-        "from tornado.httpserver import HTTPServer\n"
-        "from eventengine.bridges.tornado import QuotaHTTPServer\n"
-        "HTTPServer.configure(QuotaHTTPServer, quota='64MiB')\n"
-        "from tornado.test import runtests\n"
-        f"sys.argv = ['runtests', *{OWN_TESTS!r}]\n"
-        "runtests.main()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,5 @@
-"""The bridge to Tornado: `TornadoEventEngine` on an IOLoop, `QuotaHTTPServer` for a site whose uploads are bounded."""
+"""The bridge to Tornado: `TornadoEventEngine` on an IOLoop; `QuotaHTTPServer`, `QuotaTCPServer` and `QuotaTCPClient`,
+which are Tornado's own within a bound."""
 
 try:
     import tornado as _tornado
@@ -7,7 +8,9 @@ except ImportError as error:
 
 from eventengine.bridges.tornado.host import TornadoEventEngine
 from eventengine.bridges.tornado.httpserver import QuotaHTTPServer
+from eventengine.bridges.tornado.tcpclient import QuotaTCPClient
+from eventengine.bridges.tornado.tcpserver import QuotaTCPServer
 
 del _tornado
 
-__all__ = ["QuotaHTTPServer", "TornadoEventEngine"]
+__all__ = ["QuotaHTTPServer", "QuotaTCPClient", "QuotaTCPServer", "TornadoEventEngine"]

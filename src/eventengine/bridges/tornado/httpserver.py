@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tornado.httpserver import HTTPServer
@@ -29,13 +28,15 @@ from tornado.iostream import IOStream
 from tornado.log import gen_log
 
 from eventengine.admission import Admission, Upload
+from eventengine.bridges.tornado.accepting import LimitedServer
+from eventengine.bridges.tornado.bound import Bound, as_quota
 from eventengine.bridges.tornado.streams import Counted, counted
-from eventengine.memory_quota import check_quota_size
-from eventengine.quota import ResourceQuota
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
     from tornado.httputil import HTTPConnection
+
+    from eventengine.quota import ResourceQuota
 
 __all__ = ["QuotaHTTPServer"]
 
@@ -54,7 +55,7 @@ _LINGER: Final = 1.0
 _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large"}
 
 
-class QuotaHTTPServer(HTTPServer):
+class QuotaHTTPServer(LimitedServer, HTTPServer):
     """An HTTPServer whose request bodies and unsent answers are bounded, all together, by a quota.
 
     Everything else is Tornado's: arguments, application, handlers. `HTTPServer.configure(QuotaHTTPServer,
@@ -67,7 +68,7 @@ class QuotaHTTPServer(HTTPServer):
     `@stream_request_body` holds what it likes and is not charged.
 
     What was written and not sent yet is charged; when that is more than there is, connections are cut, first those that
-    hold most and have taken least. The quota's `connections` and `threads` are not used.
+    hold most and have taken least. Where the quota has a limit of `connections`, those beyond it stay in the backlog.
 
     Args:
         request_callback: As for HTTPServer.
@@ -84,22 +85,14 @@ class QuotaHTTPServer(HTTPServer):
         quota: ResourceQuota | str | int,
         **options: object,
     ) -> None:
-        if isinstance(quota, bool) or not isinstance(quota, ResourceQuota | str | int):
-            raise TypeError(
-                f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
-            )
-        if not isinstance(quota, ResourceQuota):
-            quota = ResourceQuota("http", memory=check_quota_size(quota))
-        self.quota = quota
+        self.quota = as_quota(quota, "http")
         self.body_chunk_size = READ_AHEAD  # each stream tells
-        self._admissions: dict[asyncio.AbstractEventLoop, Admission] = {}
-        self._cut = 0
-        self._told_at = -1.0
+        self._bounds: dict[asyncio.AbstractEventLoop, Bound] = {}
         self._uploads: dict[object, Upload] = {}  # the last of each connection
         super().initialize(request_callback, *cast("tuple[Any]", arguments), **cast("dict[str, Any]", options))
 
     def handle_stream(self, stream: IOStream, address: object) -> None:
-        stream = counted(stream, self.admission(), self._tell)
+        stream = counted(stream, self._bound(), self.claim())
         self.body_chunk_size = stream.read_chunk_size
         stream.read_chunk_size = min(READ_AHEAD, self.body_chunk_size)
         super().handle_stream(  # pyright: ignore[reportUnknownMemberType]  # Tornado's tuple has no parameters
@@ -127,19 +120,14 @@ class QuotaHTTPServer(HTTPServer):
 
     def admission(self) -> Admission:
         """That of the running loop."""
-        loop = asyncio.get_running_loop()
-        found = self._admissions.get(loop)
-        if found is None:
-            found = self._admissions[loop] = Admission(self.quota.memory, loop)
-        return found
+        return self._bound().admission
 
-    def _tell(self) -> None:
-        """Logs what was cut, at most once a second, with the count."""
-        self._cut += 1
-        now = monotonic()
-        if now - self._told_at >= 1.0:
-            gen_log.warning("%r is full: %d clients were cut that did not read", self.quota, self._cut)
-            self._told_at, self._cut = now, 0
+    def _bound(self) -> Bound:
+        loop = asyncio.get_running_loop()
+        found = self._bounds.get(loop)
+        if found is None:
+            found = self._bounds[loop] = Bound.of(self.quota, loop)
+        return found
 
 
 class _Admitted(HTTPMessageDelegate):

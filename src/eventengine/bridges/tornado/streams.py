@@ -7,15 +7,20 @@ socket: the server has no other way to say what class it should be.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream
 
-from eventengine.admission import Admission
 from eventengine.unsent import Pieces
 
-__all__ = ["Counted", "counted"]
+if TYPE_CHECKING:
+    from eventengine.bridges.tornado.accepting import Place
+    from eventengine.bridges.tornado.bound import Bound
+
+__all__ = ["Counted", "counted", "made_anew"]
 
 
 class Counted(IOStream):
@@ -23,21 +28,42 @@ class Counted(IOStream):
 
     Attributes:
         on_closed: Called when the stream was closed, from within that.
+        place: Its place among the quota's connections, if those have a limit.
     """
 
     unsent: Pieces
     on_closed: Callable[[], object] | None = None
+    place: Place | None = None
     _is_ahead = False
+
+    def charge(self, bound: Bound) -> None:
+        """Says to what, before anything is read or written."""
+
+        me = weakref.ref(self)  # who drops a stream relies on its socket being closed by that, as Tornado's is
+
+        def send() -> None:
+            stream = me()
+            if stream is not None:
+                stream.send()
+
+        def cut() -> None:
+            stream = me()
+            if stream is not None:
+                bound.cut.add()
+                stream.close()
+
+        self.unsent = Pieces(bound.admission, send, cut)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
         if self.reading():
             self._is_ahead = False
-        elif self._is_ahead:
+            return super().read_from_fd(buf)
+        if self._is_ahead:
             return None
-        else:
-            self._is_ahead = True
-        return super().read_from_fd(buf)
+        n = super().read_from_fd(buf)
+        self._is_ahead = bool(n)  # what comes over TLS may be nothing for us, and more follow
+        return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:
         unsent = self.unsent
@@ -63,6 +89,8 @@ class Counted(IOStream):
     def close_fd(self) -> None:
         super().close_fd()
         self.unsent.end()
+        if self.place is not None:
+            self.place.give()
         if self.on_closed is not None:
             self.on_closed()
 
@@ -75,19 +103,27 @@ class _CountedSSLIOStream(Counted, SSLIOStream):
     pass
 
 
-def counted(stream: IOStream, admission: Admission, on_cut: Callable[[], object]) -> IOStream:
-    """`stream`, which is fresh, as one whose writes are charged; `on_cut` is called when it is closed for them."""
-    sock = stream.socket
-    if sock is None:  # it was closed at once
-        return stream
+_Kind = TypeVar("_Kind", bound=Counted)
+
+
+def counted(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
+    """`stream`, which is fresh, as one whose writes are charged, and which gives back its place when it is closed."""
     kind = _CountedSSLIOStream if isinstance(stream, SSLIOStream) else _CountedIOStream
-    if isinstance(stream, SSLIOStream):
-        stream.io_loop.remove_handler(stream.fileno())  # it waits for the handshake already
+    made = made_anew(stream, kind, bound)
+    if made is None:
+        if place is not None:
+            place.give()
+        return stream
+    made.place = place
+    return made
+
+
+def made_anew(stream: IOStream, kind: type[_Kind], bound: Bound) -> _Kind | None:
+    """One of that kind on the socket of `stream`; None if that was closed."""
+    sock = stream.socket
+    if sock is None:
+        return None
+    stream.io_loop.remove_handler(stream.fileno())  # with TLS, it waits for the handshake already
     made = kind(sock, max_buffer_size=stream.max_buffer_size, read_chunk_size=stream.read_chunk_size)
-
-    def cut() -> None:
-        on_cut()
-        made.close()
-
-    made.unsent = Pieces(admission, made.send, cut)
+    made.charge(bound)
     return made

@@ -1,0 +1,395 @@
+"""Streams whose reads wait while the quota is full, and that are charged for what they have read and not handed over.
+
+Tornado collects what a read asks for in the stream's buffer, up to 100 MiB. What is in there is charged; what
+`read_into` reads is not, for it lies in a buffer of the application's.
+
+Rules:
+
+1. `_size` is what the buffer holds. Tornado has no public name for that, but all that comes in passes `read_from_fd`,
+   and what goes out is the result of a read. What one that was cancelled has dropped is not known, so the count begins
+   anew then: what may be left is not charged.
+2. The charge follows the buffer when an event was handled, or when a method that reads returns. So a read that one
+   chunk satisfies is not charged at all. Where there is little room, it is taken before anything is read.
+3. `read_bytes` tells how much it wants. When that begins to come, room for all of it is asked for first, as for an
+   upload (see `admission`), or bodies that are half there would fill the quota. What other reads collect grows as it
+   comes; should all wait for one another, the one that holds most is closed.
+4. Only what has come waits, and so stands in the line: an event says so, or TLS, which may have more in hand that no
+   event tells of. A read that finds nothing waits for nothing but its event.
+5. While it waits, READ is masked by the `_Watch` that stands for the IOLoop, or the loop would spin.
+"""
+
+from __future__ import annotations
+
+import ssl
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from tornado.concurrent import Future
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError
+from tornado.log import gen_log
+from tornado.netutil import ssl_wrap_socket
+
+from eventengine.admission import Upload
+from eventengine.bridges.tornado.streams import Counted, made_anew
+
+if TYPE_CHECKING:
+    from eventengine.bridges.tornado.accepting import Place
+    from eventengine.bridges.tornado.bound import Bound
+    from eventengine.unsent import Unsent
+
+__all__ = ["Bounded", "BoundedIOStream", "BoundedSSLIOStream", "bounded", "taken_over"]
+
+SMALL: Final = 16384
+"""Bytes up to which a `read_bytes` asks for no room beforehand."""
+
+_LEAST: Final = 256
+"""There is room if there are as many bytes."""
+
+_T = TypeVar("_T")
+
+
+class _Buffer(Upload):
+    """What a stream's buffer holds."""
+
+    __slots__ = ()
+
+    def shrink(self, size: int) -> None:
+        """It holds no more than this now."""
+        if self.held > size:
+            self._admission.memory.give(self.held - size)
+            self.held = size
+
+    def set_moving(self, moves: bool) -> None:
+        """Whether its peer is to send more, and so may stall."""
+        if moves and self.held:
+            if self not in self._admission.moving:
+                self.moved()
+                self._admission.watch(cast("Unsent", self))  # of which it only looks at what both have
+        elif not self.wanted and self in self._admission.moving:
+            self._admission.forget(self)
+
+
+class _Watch:
+    """Stands for the IOLoop before one stream."""
+
+    def __init__(self, io_loop: IOLoop, stream: Bounded) -> None:
+        self._io_loop = io_loop
+        self._find_stream = weakref.ref(stream)
+        self._handler: Callable[[Any, int], None] | None = None
+        self._events = 0
+        self.reads = False  # the event that is being handled is one for reading
+
+    def add_handler(self, fd: Any, handler: Callable[[Any, int], None], events: int) -> None:
+        self._handler = handler
+        self._events = events
+        self._io_loop.add_handler(fd, self._on_events, self._masked())
+
+    def update_handler(self, fd: Any, events: int) -> None:
+        self._events = events
+        self._io_loop.update_handler(fd, self._masked())
+
+    def remove_handler(self, fd: Any) -> None:
+        self._handler = None
+        self._io_loop.remove_handler(fd)
+
+    def mask(self) -> None:
+        """The stream waits for room."""
+        stream = self._find_stream()
+        if self._handler is not None and stream is not None:
+            self._io_loop.update_handler(stream.fileno(), self._masked())
+
+    def go_on(self) -> None:
+        """It waits no more, and has an event that was held back."""
+        stream = self._find_stream()
+        if self._handler is not None and stream is not None:
+            self.mask()
+            self._on_events(stream.fileno(), self._events & IOLoop.READ)
+
+    def _masked(self) -> int:
+        stream = self._find_stream()
+        return self._events & ~IOLoop.READ if stream is not None and stream.waits else self._events
+
+    def _on_events(self, fd: Any, events: int) -> None:
+        handler, stream = self._handler, self._find_stream()
+        if handler is None or stream is None:
+            return
+        self.reads = bool(events & IOLoop.READ)
+        try:
+            handler(fd, events)
+        finally:
+            self.reads = False
+            stream.settle()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._io_loop, name)
+
+
+class Bounded(Counted):
+    """What both kinds have besides Tornado's.
+
+    Attributes:
+        ahead: What was read before the stream was made, and comes first.
+    """
+
+    ahead = b""
+    _bound: Bound
+    _buffer: _Buffer | None = None  # none before `charge`, and when it was closed
+    _watch: _Watch
+    _size = 0  # rule 1
+    _pending: Future[Any] | None = None
+    _wants = 0  # of a read that says how much it wants
+    _is_into: bool = False
+    _is_admitted = False  # and to go on in the loop's next turn
+    _on_close: Callable[[], None] | None = None
+
+    @property
+    def io_loop(self) -> IOLoop:  # Tornado's attribute, which its constructor sets
+        return cast("IOLoop", self._watch)
+
+    @io_loop.setter
+    def io_loop(self, io_loop: IOLoop) -> None:
+        self._watch = _Watch(io_loop, self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for room."""
+        return self._is_admitted or (self._buffer is not None and self._buffer.wanted > 0)
+
+    def charge(self, bound: Bound) -> None:
+        super().charge(bound)
+        self._bound = bound
+        me = weakref.ref(self)
+
+        def on_stalled() -> None:
+            stream = me()
+            if stream is not None:
+                stream.make_room()
+
+        self._buffer = _Buffer(bound.admission, on_stalled)
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        read = super().read_until_regex
+        return self._read(lambda: read(regex, max_bytes))
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        read = super().read_until
+        return self._read(lambda: read(delimiter, max_bytes))
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        read = super().read_bytes
+        return self._read(lambda: read(num_bytes, partial), wants=0 if partial else num_bytes)
+
+    def read_into(self, buf: bytearray, partial: bool = False) -> Awaitable[int]:
+        read = super().read_into
+        return self._read(lambda: read(buf, partial), into=len(buf))
+
+    def read_until_close(self) -> Awaitable[bytes]:
+        return self._read(super().read_until_close)
+
+    def _read(
+        self, read: Callable[[], Awaitable[_T]], *, wants: int = 0, into: int | None = None
+    ) -> Awaitable[_T]:
+        before = self._size, self._wants, self._is_into
+        self._wants = wants
+        self._is_into = into is not None
+        self._size = max(0, self._size - (into or 0))  # as much is the application's now
+        try:
+            future = read()
+        except BaseException:
+            _, self._wants, self._is_into = before
+            if self._pending is not None:  # two at a time
+                self._size = before[0]
+            self.settle()
+            raise
+        self._pending = cast("Future[Any]", future)
+        self.settle()
+        return future
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        most = self._room(len(buf))
+        if not most:
+            return None
+        if self.ahead:
+            n: int | None = min(most, len(self.ahead))
+            buf[:n] = self.ahead[:n]
+            self.ahead = self.ahead[n:]
+        else:
+            n = super().read_from_fd(buf if most >= len(buf) else memoryview(buf)[:most])
+        if n and not self._is_into and self._buffer is not None:
+            self._size += n
+            self._buffer.moved()
+        return n
+
+    def _room(self, most: int) -> int:
+        """How many bytes may be read now; none while it waits for room."""
+        buffer = self._buffer
+        if buffer is None:
+            return most
+        if self.waits:
+            return 0
+        memory = self._bound.quota.memory
+        quota = memory.size
+        if quota is None:
+            return most
+        if self._wants > max(SMALL, buffer.held) and not self._take(self._wants - buffer.held, quota):  # rule 3
+            return 0
+        if self._size > buffer.held and not self._take(self._size - buffer.held, quota):
+            return 0
+        spare = buffer.held - self._size
+        if self._is_into:
+            return most if spare >= _LEAST or not memory.is_tight or self._take(_LEAST, quota) else 0
+        if spare >= _LEAST or 0 < self._wants <= self._size + spare:
+            return min(most, spare)
+        if not memory.is_tight and most * 5 <= quota:
+            return most
+        piece = max(_LEAST, min(most, quota // 16))
+        if not self._take(min(piece, max(1, quota - buffer.held)), quota):
+            return 0
+        return min(most, buffer.held - self._size)
+
+    def _take(self, amount: int, quota: int) -> bool:
+        """Takes room. False: there is none, and it waits if something has come (rule 4)."""
+        buffer = cast("_Buffer", self._buffer)
+        if buffer.held + amount > quota:
+            error = StreamBufferFullError(f"a read takes more than {self._bound.quota!r} has")
+            self.close(exc_info=error)
+            raise error
+        memory = self._bound.quota.memory
+        if not memory.somebody_waits and memory.try_take(amount):
+            buffer.held += amount
+            return True
+        if not (self._watch.reads or self._has_more()):
+            return False
+        return self._ask(amount)
+
+    def _ask(self, amount: int) -> bool:
+        if cast("_Buffer", self._buffer).ask(amount, self._on_admitted):
+            return True
+        self._watch.mask()
+        return False
+
+    def settle(self) -> None:
+        """Charges what the buffer holds."""
+        pending = self._pending
+        if pending is not None and pending.done() and not (pending.cancelled() and self.reading()):
+            self._pending = None
+            if pending.cancelled():
+                self._size = 0  # rule 1
+            elif pending.exception() is None and not self._is_into:
+                self._size = max(0, self._size - len(pending.result()))
+            self._wants = 0
+            self._is_into = False
+        buffer = self._buffer
+        if buffer is None:
+            return
+        size = self._size
+        if not self.waits:
+            if size > buffer.held:
+                memory = self._bound.quota.memory
+                if not memory.somebody_waits and memory.try_take(size - buffer.held):
+                    buffer.held = size
+                else:
+                    self._ask(size - buffer.held)
+            elif buffer.held > size and not 0 < size < self._wants:
+                buffer.shrink(size)
+        buffer.set_moving(self._pending is not None)
+
+    def _on_admitted(self) -> None:
+        self._is_admitted = True
+        self._bound.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._is_admitted = False
+        if not self.closed():
+            self._watch.go_on()
+            self.settle()
+
+    def _has_more(self) -> bool:
+        """Whether something has come that no event will tell of."""
+        return bool(self.ahead)
+
+    def make_room(self) -> None:
+        """It stalls while others wait."""
+        gen_log.info("a connection was closed whose read had come in part, to make room for others")
+        self.close(exc_info=StreamBufferFullError("it made room for others"))
+
+    def close_fd(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        self._size = 0
+        if buffer is not None:
+            buffer.end()
+        super().close_fd()
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        self._on_close = callback
+        super().set_close_callback(callback)
+
+    def start_tls(
+        self,
+        server_side: bool,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> Future[SSLIOStream]:
+        """As Tornado's, whose new stream would not be charged."""
+        if self.reading() or self.writing() or self.closed() or self._size:
+            raise ValueError("IOStream is not idle; cannot convert to SSL")
+        if ssl_options is None:
+            purpose = ssl.Purpose.CLIENT_AUTH if server_side else ssl.Purpose.SERVER_AUTH
+            ssl_options = ssl.create_default_context(purpose)
+        on_close = self._on_close
+        self.set_close_callback(None)
+        sock = self.socket
+        self.io_loop.remove_handler(sock)
+        self.socket = cast("Any", None)
+        made = BoundedSSLIOStream(
+            ssl_wrap_socket(
+                sock,
+                ssl_options,
+                server_hostname=server_hostname,
+                server_side=server_side,
+                do_handshake_on_connect=False,
+            ),
+            max_buffer_size=self.max_buffer_size,
+            read_chunk_size=self.read_chunk_size,
+        )
+        made.charge(self._bound)
+        made.place, self.place = self.place, None
+        made.set_close_callback(on_close)
+        future = made.wait_for_handshake()
+        future.add_done_callback(lambda done: made.close() if done.cancelled() else None)
+        return future
+
+
+class BoundedIOStream(Bounded):
+    pass
+
+
+class BoundedSSLIOStream(Bounded, SSLIOStream):
+    def _has_more(self) -> bool:
+        return super()._has_more() or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0)
+
+
+def bounded(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
+    """`stream`, which is fresh, as such a one; it gives back its place when it is closed."""
+    made = made_anew(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound)
+    if made is None:
+        if place is not None:
+            place.give()
+        return stream
+    made.place = place
+    return made
+
+
+def taken_over(stream: IOStream, bound: Bound) -> IOStream:
+    """The same of one that is connected, and may have read ahead."""
+    ahead = cast("Future[bytes]", stream.read_bytes(stream.max_buffer_size, partial=True))
+    if stream.closed():
+        return stream
+    made = made_anew(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound)
+    if made is None:
+        return stream
+    if ahead.done():
+        made.ahead = ahead.result()
+    return made
