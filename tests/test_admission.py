@@ -10,7 +10,7 @@ import pytest
 
 from eventengine import ClosedResourceError, ResourceQuota, admission, unsent
 from eventengine.admission import PATIENCE, STALLED, Admission, Upload
-from eventengine.unsent import Pieces
+from eventengine.unsent import Pieces, Watcher
 from turned_loop import Loop
 
 KIB = 1 << 10
@@ -309,6 +309,20 @@ def test_a_loop_that_was_closed_keeps_nobody_else_from_waiting(loop: Loop) -> No
     assert not uploads.memory.somebody_waits
 
 
+class Written(Pieces):
+    """What a Connection has not sent."""
+
+    def __init__(self, connection: Connection, watcher: Watcher) -> None:
+        super().__init__(watcher)
+        self.connection = connection
+
+    def send(self) -> None:
+        self.connection.send()
+
+    def on_cut(self) -> None:
+        self.connection.on_cut()
+
+
 class Connection:
     """Writes, and sends what its peer takes: `takes` bytes at each try."""
 
@@ -317,7 +331,7 @@ class Connection:
         self.tries = 0
         self.left = 0
         self.is_cut = False
-        self.unsent = Pieces(uploads.admission, self.send, self.on_cut)
+        self.unsent = Written(self, uploads.admission)
 
     def write(self, size: int) -> None:
         self.unsent.add(size)

@@ -7,7 +7,6 @@ here is the loop's thread's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,25 +32,30 @@ class Watcher(Protocol):
 class Unsent:
     """What one connection has written and not sent yet.
 
-    Args:
-        send: Sends what can be sent at once, and tells by `moved`.
-        on_cut: Called once if it must go (rules 3 and 5); it lets go of what is unsent, ends the connection, and calls
-            `end`.
+    Subclasses say what `send` and `on_cut` do.
 
     Attributes:
         held: The bytes that it is charged for.
     """
 
-    __slots__ = ("_on_cut", "_watcher", "held", "moved_at", "send")
+    __slots__ = ("_is_open", "_watcher", "held", "moved_at")
 
     wanted = 0
 
-    def __init__(self, watcher: Watcher, send: Callable[[], object], on_cut: Callable[[], object]) -> None:
+    def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self.send = send
-        self._on_cut: Callable[[], object] | None = on_cut
+        self._is_open = True
         self.held = 0
         self.moved_at = 0.0
+
+    def send(self) -> None:
+        """Sends what can be sent at once, and tells by `moved`."""
+        raise NotImplementedError
+
+    def on_cut(self) -> None:
+        """Called once if it must go (rules 3 and 5 of `admission`); lets go of what is unsent, ends the connection, and
+        calls `end`."""
+        raise NotImplementedError
 
     def moved(self) -> None:
         """Bytes have gone."""
@@ -75,14 +79,14 @@ class Unsent:
 
     def end(self) -> None:
         """The connection was closed. May be called twice."""
-        self._on_cut = None
+        self._is_open = False
         self.hold(0)
 
     def cut(self) -> None:
         """By `Admission`."""
-        on_cut, self._on_cut = self._on_cut, None
-        if on_cut is not None:
-            on_cut()
+        if self._is_open:
+            self._is_open = False
+            self.on_cut()
 
 
 class Pieces(Unsent):
@@ -94,8 +98,8 @@ class Pieces(Unsent):
 
     __slots__ = ("_left", "_pieces", "_sent")
 
-    def __init__(self, watcher: Watcher, send: Callable[[], object], on_cut: Callable[[], object]) -> None:
-        super().__init__(watcher, send, on_cut)
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher)
         self._pieces: deque[int] | None = None  # an empty one would take 624 bytes of each connection
         self._left = 0  # all pieces together
         self._sent = 0  # of the first piece

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream
@@ -23,6 +23,28 @@ if TYPE_CHECKING:
 __all__ = ["Counted", "counted", "made_anew"]
 
 
+class _Unsent(Pieces):
+    """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
+
+    __slots__ = ("_bound", "_stream")
+
+    def __init__(self, stream: Counted, bound: Bound) -> None:
+        super().__init__(bound.admission)
+        self._stream = weakref.ref(stream)
+        self._bound = bound
+
+    def send(self) -> None:
+        stream = self._stream()
+        if stream is not None:
+            stream.send()
+
+    def on_cut(self) -> None:
+        stream = self._stream()
+        if stream is not None:
+            self._bound.cut.add()
+            stream.close()
+
+
 class Counted(IOStream):
     """What both kinds have besides Tornado's.
 
@@ -31,28 +53,19 @@ class Counted(IOStream):
         place: Its place among the quota's connections, if those have a limit.
     """
 
+    __slots__ = ("_is_ahead", "on_closed", "place", "unsent")  # beside Tornado's dictionary, which is full
+
     unsent: Pieces
-    on_closed: Callable[[], object] | None = None
-    place: Place | None = None
-    _is_ahead = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.on_closed: Callable[[], object] | None = None
+        self.place: Place | None = None
+        self._is_ahead = False
+        super().__init__(*arguments, **options)
 
     def charge(self, bound: Bound) -> None:
         """Says to what, before anything is read or written."""
-
-        me = weakref.ref(self)  # who drops a stream relies on its socket being closed by that, as Tornado's is
-
-        def send() -> None:
-            stream = me()
-            if stream is not None:
-                stream.send()
-
-        def cut() -> None:
-            stream = me()
-            if stream is not None:
-                bound.cut.add()
-                stream.close()
-
-        self.unsent = Pieces(bound.admission, send, cut)
+        self.unsent = _Unsent(self, bound)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.

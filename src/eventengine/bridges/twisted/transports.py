@@ -60,16 +60,18 @@ def _is_tls(protocol: Any) -> bool:
 
 
 class Charged(_Base):
-    """What each kind of transport has besides Twisted's. The attributes of a transport that waits for nothing, and has
-    nothing unsent, are the class': it costs what Twisted's own does."""
+    """What each kind of transport has besides Twisted's, in slots, for Twisted's dictionary is full."""
 
-    bound: Bound
-    _unsent: Unsent | None = None
-    _reads = False  # the application wishes to
-    _waits = False  # for room
-    _is_written = False  # and in the bound's list
-    _is_aborted = False
-    _failure: Any = None  # of a send that the reactor did not make: the socket tells its error once
+    __slots__ = ("_failure", "_is_aborted", "_is_written", "_reads", "_unsent", "_waits", "bound")
+
+    def _prepare(self, bound: Bound) -> None:
+        self.bound = bound
+        self._unsent: Unsent | None = None
+        self._reads = False  # the application wishes to
+        self._waits = False  # for room
+        self._is_written = False  # and in the bound's list
+        self._is_aborted = False
+        self._failure: Any = None  # of a send that the reactor did not make: the socket tells its error once
 
     def startReading(self) -> None:
         self._reads = True
@@ -211,10 +213,10 @@ class Charged(_Base):
         if self._unsent is not None:
             self._unsent.hold(held)
         elif held:
-            self._unsent = Unsent(self.bound.admission, self._try_to_send, self._cut)
+            self._unsent = _Unsent(self)
             self._unsent.hold(held)
 
-    def _try_to_send(self) -> None:
+    def try_to_send(self) -> None:
         """So that nobody is cut who reads."""
         while self._left and self._send_some():
             pass
@@ -225,7 +227,7 @@ class Charged(_Base):
         self._tempDataLen = self.offset = 0
         self.dataBuffer = b""
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
         self.bound.cut.add()
         self.abortConnection()
         self._let_go()
@@ -233,18 +235,29 @@ class Charged(_Base):
             self._unsent.end()
 
 
+class _Unsent(Unsent):
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Charged) -> None:
+        super().__init__(transport.bound.admission)
+        self._transport = transport
+
+    def send(self) -> None:
+        self._transport.try_to_send()
+
+    def on_cut(self) -> None:
+        self._transport.cut()
+
+
 class Accepted(Charged):
     """What a server's connections have besides. `read_at` is when it last received something."""
 
-    read_at = opened_at = 0.0
-    _ending: Any = None  # a delayed call
-    _place: Any = None  # the port's, which is to be given back
-    _cost = 0
+    __slots__ = ("_cost", "_ending", "_place", "opened_at", "read_at")
 
     def _begin(self, protocol: Any, server: Any, reactor: Any) -> None:
-        self.bound = (server or reactor).bound  # one that was adopted has no port
-        if server is not None:
-            self._place = server.take_place()
+        self._prepare((server or reactor).bound)  # one that was adopted has no port
+        self._place = None if server is None else server.take_place()  # to be given back
+        self._ending: Any = None  # a delayed call
         self.read_at = self.opened_at = monotonic()
         self._cost = TLS_COST if _is_tls(protocol) else COST
         self.bound.connections.opened(self._cost)
@@ -307,7 +320,7 @@ class QuotaClient(Charged, tcp.Client):
     """A connection that a connector makes."""
 
     def __init__(self, host: Any, port: Any, bind_address: Any, connector: Any, reactor: Any) -> None:
-        self.bound = connector.bound
+        self._prepare(connector.bound)
         super().__init__(host, port, bind_address, connector, reactor)
 
 
@@ -315,5 +328,5 @@ class QuotaUNIXClient(Charged, unix.Client):
     """The same on a unix socket."""
 
     def __init__(self, filename: Any, connector: Any, reactor: Any, check_pid: Any) -> None:
-        self.bound = connector.bound
+        self._prepare(connector.bound)
         super().__init__(filename, connector, reactor, check_pid)
