@@ -26,7 +26,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota, admission
-from eventengine.bridges.tornado import QuotaHTTPServer, httpserver
+from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -138,6 +138,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests here count the bytes of bodies and answers; tests/test_tornado_idle.py has what connections cost."""
+    monkeypatch.setattr(streams, "COST", 0)
+    monkeypatch.setattr(streams, "TLS_COST", 0)
 
 
 @pytest.fixture
@@ -422,12 +429,13 @@ async def main():
     server = QuotaHTTPServer(Application([("/", RequestHandler)]), quota="1MiB", decompress_request=True)
     [sock] = bind_sockets(0, "127.0.0.1")
     server.add_sockets([sock])
-    server.quota.memory.take(1 << 20, 1 << 20)
+    taken = (1 << 20) - 60000  # connections are still accepted
+    server.quota.memory.take(taken, taken)
     body = gzip.compress(bytes(900000))
     packed, plain = (socket.create_connection(sock.getsockname()) for _ in range(2))
     head = b"PUT / HTTP/1.1\\r\\nHost: site\\r\\n"
     packed.sendall(head + b"Content-Encoding: gzip\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
-    plain.sendall(head + b"Content-Length: 9\\r\\n\\r\\n")
+    plain.sendall(head + b"Content-Length: 60000\\r\\n\\r\\n")
     while len(server.admission()._waiting) < 2:
         await asyncio.sleep(0.001)
     server.stop()
@@ -439,7 +447,7 @@ asyncio.run(main())
 def test_a_packed_body_whose_connection_was_closed_while_it_waits_reaches_no_handler() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
-        held = quota.memory.take(MIB, MIB)
+        held = quota.memory.take(MIB - 60 * KIB, MIB - 60 * KIB)
         called: list[int] = []
         server = QuotaHTTPServer(
             lambda request: called.append(len(request.body)), quota=quota, decompress_request=True
@@ -485,7 +493,7 @@ def test_what_waits_reads_no_further_than_its_headers_came_with() -> None:
                 super().handle_stream(stream, address)
                 streams.extend(self._connections)
 
-        held = quota.memory.take(MIB, MIB)
+        held = quota.memory.take(600 * KIB, 600 * KIB)  # it is accepted, and its body waits
         server = Watched(Application([("/", Digest)]), quota=quota)
         [sock] = bind_sockets(0, "127.0.0.1")
         server.add_sockets([sock])

@@ -1,4 +1,5 @@
-"""Servers that accept only as many connections as a quota allows, and leave the others in the backlog.
+"""Servers that accept as many connections as a quota allows, and while not more than 0.99 of its memory is used; others
+stay in the backlog.
 
 Tornado accepts in a loop of its own, which has no hook. So a server is given, for each listening socket, a `Gate` that
 looks like it: its `accept` says that there is nothing more while no place is left, and has the socket watched no longer
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tornado.ioloop import IOLoop
 from tornado.tcpserver import TCPServer
+
+from eventengine.bridges.tornado.bound import Bound
 
 if TYPE_CHECKING:
     from eventengine.quota import ConnectionQuota, ResourceQuota
@@ -48,6 +51,8 @@ class Gate:
         self._sock = sock
         self._server = server
         self._places = server.quota.connections
+        self._memory = server.quota.memory
+        self._bound: Bound | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
@@ -55,6 +60,15 @@ class Gate:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
+            self._bound = Bound.of(self._server.quota, loop)
+        if self._memory.is_tight and self._bound is not None and not self._bound.connections.may_open:
+            self._watch(0)
+            self._memory.add_waiter(self._on_room)
+            if self._bound.connections.may_open:  # there was room between the two looks
+                self._memory.wake_next_waiter()
+            raise BlockingIOError
+        if self._places.size is None:
+            return self._sock.accept()
         if not self._places.try_take(self._on_place):
             self._watch(0)
             raise BlockingIOError
@@ -69,6 +83,7 @@ class Gate:
     def close(self) -> None:
         self._is_closed = True
         self._places.cancel_wait(self._on_place)
+        self._memory.remove_waiter(self._on_room)
         self._sock.close()
 
     def _on_place(self) -> None:
@@ -82,7 +97,18 @@ class Gate:
                 return
         self._places.wake_one()
 
+    def _on_room(self) -> bool:
+        """Any thread."""
+        if self._is_closed or self._loop is None:
+            return True
+        try:
+            self._loop.call_soon_threadsafe(self._go_on)
+        except RuntimeError:  # the loop was closed
+            return True
+        return False
+
     def _go_on(self) -> None:
+        self._memory.wake_next_waiter()
         if not self._is_closed:
             self._watch(IOLoop.READ)
         size = self._places.size
@@ -103,9 +129,7 @@ class LimitedServer(TCPServer):
     _unclaimed: Place | None = None
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        if self.quota.connections.size is not None:
-            sockets = [cast("socket.socket", Gate(sock, self)) for sock in sockets]
-        super().add_sockets(sockets)
+        super().add_sockets(cast("socket.socket", Gate(sock, self)) for sock in sockets)
 
     def came(self, place: Place, loop: asyncio.AbstractEventLoop) -> None:
         """By a gate: a connection was accepted, and goes to `handle_stream` now, or never."""

@@ -1,20 +1,41 @@
-"""One quota on one loop: what servers, clients and streams share, so that each can make room for another."""
+"""One quota on one loop: what servers, clients and streams share, so that each can make room for another.
+
+A connection of a QuotaHTTPServer is charged what Tornado's own objects for one take. When the quota is short, those are
+closed that have waited longest for a request: for IDLE seconds after another, or for NEW seconds where there was none
+yet, for its line may be on its way.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Final
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from tornado.log import gen_log
 
 from eventengine.admission import Admission
+from eventengine.idle import Connections
 from eventengine.memory_quota import check_quota_size
 from eventengine.quota import ResourceQuota
 from eventengine.tally import Tally
 
-__all__ = ["Bound", "as_quota"]
+if TYPE_CHECKING:
+    from eventengine.bridges.tornado.streams import Counted
+
+__all__ = ["COST", "TLS_COST", "Bound", "as_quota"]
+
+COST: Final = 8192
+"""Bytes that a connection is charged: one takes 8.5 KiB after its first request."""
+
+TLS_COST: Final = 49152
+"""The same with TLS."""
+
+IDLE: Final = 1.0
+NEW: Final = 5.0
+_BATCH: Final = 16
+"""As many are closed in one turn."""
 
 _bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
 _bounds_lock: Final = threading.Lock()
@@ -26,7 +47,12 @@ class Bound:
     def __init__(self, quota: ResourceQuota, loop: asyncio.AbstractEventLoop) -> None:
         self.quota = quota
         self.loop = loop
-        self.admission = Admission(quota.memory, loop)
+        self.memory = quota.memory
+        self.idle: dict[object, tuple[float, Counted]] = {}
+        """Streams that wait for a request, by their connection, longest first, with when they may be closed."""
+        self.connections = Connections(quota.memory, loop, COST, self._close_idle)
+        self.admission = Admission(quota.memory, loop, self._close_idle)
+        self._closed = Tally(lambda n: gen_log.info("%r is short: %d idle connections were closed", quota, n))
         self.cut = Tally(lambda n: gen_log.warning("%r is full: %d clients were cut that did not read", quota, n))
 
     @classmethod
@@ -37,6 +63,22 @@ class Bound:
             if found is None:
                 found = _bounds[id(quota), id(loop)] = cls(quota, loop)
             return found
+
+    def waits_for_request(self, connection: object, stream: Counted) -> None:
+        self.idle[connection] = (monotonic() + (IDLE if stream.is_used else NEW), stream)
+
+    def has_request(self, connection: object) -> None:
+        """Or was closed."""
+        self.idle.pop(connection, None)
+
+    def _close_idle(self) -> bool:
+        now = monotonic()
+        ripe = [connection for connection, (when, _) in self.idle.items() if when <= now][:_BATCH]
+        for connection in ripe:
+            _, stream = self.idle.pop(connection)
+            self._closed.add()
+            stream.close()
+        return bool(ripe)
 
 
 def as_quota(quota: ResourceQuota | str | int, name: str) -> ResourceQuota:

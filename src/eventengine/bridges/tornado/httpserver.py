@@ -101,11 +101,16 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         self._end_upload(server_conn)
+        stream = cast("HTTP1Connection", request_conn).stream
+        if isinstance(stream, Counted):
+            stream.unsent.bound.waits_for_request(server_conn, stream)
         delegate = super().start_request(server_conn, request_conn)
         return _Admitted(delegate, cast("HTTP1Connection", request_conn), self, server_conn)
 
     def on_close(self, server_conn: object) -> None:
         self._end_upload(server_conn)
+        for bound in self._bounds.values():
+            bound.has_request(server_conn)
         super().on_close(server_conn)
 
     def begin_upload(self, server_conn: object, on_cut: Callable[[], object]) -> Upload:
@@ -154,6 +159,9 @@ class _Admitted(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
+        if isinstance(self._connection.stream, Counted):
+            self._connection.stream.is_used = True
+            self._connection.stream.unsent.bound.has_request(self._server_conn)
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
         length = _content_length(headers)

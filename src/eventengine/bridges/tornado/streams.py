@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream
 
+from eventengine.bridges.tornado.bound import COST, TLS_COST
 from eventengine.unsent import Pieces
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ __all__ = ["Counted", "counted", "made_anew"]
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
 
-    __slots__ = ("_bound", "_stream")
+    __slots__ = ("_stream", "bound")
 
     def __init__(self, stream: Counted, bound: Bound) -> None:
         super().__init__(bound.admission)
         self._stream = weakref.ref(stream)
-        self._bound = bound
+        self.bound = bound
 
     def send(self) -> None:
         stream = self._stream()
@@ -41,7 +42,7 @@ class _Unsent(Pieces):
     def on_cut(self) -> None:
         stream = self._stream()
         if stream is not None:
-            self._bound.cut.add()
+            self.bound.cut.add()
             stream.close()
 
 
@@ -51,15 +52,26 @@ class Counted(IOStream):
     Attributes:
         on_closed: Called when the stream was closed, from within that.
         place: Its place among the quota's connections, if those have a limit.
+        cost: Bytes that it is charged itself, if it is a server's.
+        is_used: Whether a request has come on it.
     """
 
-    __slots__ = ("_is_ahead", "on_closed", "place", "unsent")  # beside Tornado's dictionary, which is full
+    __slots__ = (
+        "_is_ahead",
+        "cost",
+        "is_used",
+        "on_closed",
+        "place",
+        "unsent",
+    )  # beside Tornado's dictionary, which is full
 
-    unsent: Pieces
+    unsent: _Unsent
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.on_closed: Callable[[], object] | None = None
         self.place: Place | None = None
+        self.cost: int | None = None
+        self.is_used = False
         self._is_ahead = False
         super().__init__(*arguments, **options)
 
@@ -102,6 +114,9 @@ class Counted(IOStream):
     def close_fd(self) -> None:
         super().close_fd()
         self.unsent.end()
+        cost, self.cost = self.cost, None
+        if cost is not None:
+            self.unsent.bound.connections.closed(cost)
         if self.place is not None:
             self.place.give()
         if self.on_closed is not None:
@@ -120,7 +135,8 @@ _Kind = TypeVar("_Kind", bound=Counted)
 
 
 def counted(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
-    """`stream`, which is fresh, as one whose writes are charged, and which gives back its place when it is closed."""
+    """`stream`, which is fresh, as one of a server's: what it costs is charged, and what it has not sent; when it is
+    closed it gives that back, and its place."""
     kind = _CountedSSLIOStream if isinstance(stream, SSLIOStream) else _CountedIOStream
     made = made_anew(stream, kind, bound)
     if made is None:
@@ -128,6 +144,8 @@ def counted(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStr
             place.give()
         return stream
     made.place = place
+    made.cost = TLS_COST if isinstance(made, SSLIOStream) else COST
+    bound.connections.opened(made.cost)
     return made
 
 

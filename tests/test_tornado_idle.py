@@ -1,0 +1,94 @@
+"""What connections of a Tornado site cost, and which are closed when its quota is short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("tornado", reason="Tornado is not installed")
+
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from eventengine import ResourceQuota
+from eventengine.bridges.tornado import QuotaHTTPServer, bound
+
+
+class Here(RequestHandler):
+    def get(self) -> None:
+        self.write("here")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # a quota has no event
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["over", "somebody waits"])
+def test_idle_connections_are_charged_and_closed_when_the_quota_is_short_and_busy_ones_are_not(
+    waits: bool,
+) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        going_on = asyncio.Event()
+
+        class Slow(RequestHandler):
+            async def get(self) -> None:
+                await going_on.wait()
+                self.write("done")
+
+        server = QuotaHTTPServer(Application([("/", Here), ("/slow", Slow)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        streams = [await asyncio.open_connection("127.0.0.1", sock.getsockname()[1]) for _ in range(20)]
+        for number, (_, writer) in enumerate(streams):
+            path = "/slow" if number < 5 else "/"
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: site\r\n\r\n".encode())
+        for reader, _ in streams[5:]:
+            await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: quota.memory.used == 20 * 8192)
+        for number, kept in enumerate(bound.Bound.of(quota, asyncio.get_running_loop()).idle.copy()):
+            was = bound.Bound.of(quota, asyncio.get_running_loop()).idle
+            was[kept] = (number, was[kept][1])  # they have been idle for long
+        if waits:
+            quota.memory.add_waiter(lambda: None)
+        else:
+            taken = quota.memory.take((1 << 20) - 12 * 8192, (1 << 20) - 12 * 8192)
+        await until(lambda: quota.memory.used <= (1 << 20) and len(server._connections) < 20)
+        for reader, _ in streams[5:9]:
+            await reader.read()  # the end
+        going_on.set()
+        for reader, _ in streams[:5]:
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        if not waits:
+            quota.memory.give(taken)
+        for _, writer in streams:
+            writer.close()
+        server.stop()
+        await server.close_all_connections()
+        await until(lambda: quota.memory.used == 0)
+        assert not quota.memory.reclaimers
+
+    asyncio.run(case())
+
+
+def test_a_server_whose_quota_is_full_leaves_connections_in_the_backlog_until_there_is_room() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        server = QuotaHTTPServer(Application([("/", Here)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        held = quota.memory.take(1 << 20, 1 << 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        writer.write(b"GET / HTTP/1.1\r\nHost: site\r\n\r\n")
+        await until(lambda: quota.memory.somebody_waits)
+        assert not server._connections
+        quota.memory.give(held)
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        server.stop()
+        await server.close_all_connections()
+
+    asyncio.run(case())
