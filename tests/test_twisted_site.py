@@ -347,12 +347,7 @@ def test_a_request_that_is_no_http_is_answered_and_leaves_nothing(serve: Serve) 
         ("12XiB", ValueError, "'12XiB' is not a size"),
         ("10", ValueError, "no room for a single read"),
         (1.5, TypeError, "not float"),
-        pytest.param(
-            None,
-            TypeError,
-            "NoneType",
-            marks=pytest.mark.xfail(strict=True, reason="None is taken for a quota without a limit"),
-        ),
+        (None, TypeError, "NoneType"),
     ],
 )
 def test_what_is_no_quota_is_said(quota: Any, kind: type[Exception], said: str) -> None:
@@ -466,14 +461,8 @@ def test_install_takes_its_quota_from_the_environment(
         ("EVENTENGINE_MEMORY", "0"),
         ("EVENTENGINE_MEMORY", "10"),
         ("EVENTENGINE_CONNECTIONS", "1.5"),
-        *(
-            pytest.param(
-                "EVENTENGINE_CONNECTIONS",
-                text,
-                marks=pytest.mark.xfail(strict=True, reason="ResourceQuota says it, which knows no variable"),
-            )
-            for text in ("0", "-1")
-        ),
+        ("EVENTENGINE_CONNECTIONS", "0"),
+        ("EVENTENGINE_CONNECTIONS", "-1"),
     ],
 )
 def test_install_says_which_variable_it_does_not_understand(

@@ -44,7 +44,10 @@ NEW: Final = 5.0
 IDLE: Final = 1.0
 SILENT: Final = 60.0
 _SENT_TOGETHER: Final = 32
+"""As many connections at most have something written that is not sent nor charged; of small quotas fewer, for each may
+have 64 KiB: together that is a sixteenth."""
 
+_LOOKED: Final = 0.1
 _BATCH: Final = 16
 """As many are closed in one turn."""
 
@@ -70,6 +73,12 @@ class Written(Protocol):
     def send_what_was_written(self) -> None: ...
 
 
+class Waiting(Protocol):
+    """A transport or a port that waits for room."""
+
+    def stop_waiting(self) -> None: ...
+
+
 class Bound:
     """One quota on one reactor: what all transports under it share. The reactor's thread's."""
 
@@ -80,7 +89,11 @@ class Bound:
         self.connections = Connections(quota.memory, self, COST, self._close_idle)
         self.admission = Admission(quota.memory, self, self._close_idle)
         self.is_turned = False  # by a reactor of ours, which calls `send` itself
+        self.is_ending = False  # the reactor: nobody waits any more
         self._written: list[Written] = []
+        self._waiting: dict[Waiting, None] = {}
+        self._trigger: object = None
+        self._none_idle_until = 0.0
         self.cut = Tally(
             lambda n: _log.warn("{quota!r} is full: {n} clients were cut that did not read", quota=quota, n=n)
         )
@@ -99,14 +112,22 @@ class Bound:
 
     def send_later(self, transport: Written) -> None:
         """Has it send at the end of this turn."""
-        if not self._written and not self.is_turned:
-            self.reactor.callLater(0, self.send)
+        if not self._written:
+            if not self.is_turned:
+                self.reactor.callLater(0, self.send)
+        elif len(self._written) >= self._most_written:
+            self.send()
         self._written.append(transport)
 
     def send_if_many(self) -> None:
         """After a connection has handled what it received."""
-        if len(self._written) >= _SENT_TOGETHER:
+        if len(self._written) >= self._most_written:
             self.send()
+
+    @property
+    def _most_written(self) -> int:
+        size = self.memory.size
+        return _SENT_TOGETHER if size is None else max(1, min(_SENT_TOGETHER, size >> 20))
 
     def send(self) -> None:
         """Sends what was written since this was last called. Many in a row, for one alone has to wake a peer that waits
@@ -114,7 +135,25 @@ class Bound:
         while self._written:
             written, self._written = self._written, []
             for each in written:
-                each.send_what_was_written()
+                try:
+                    each.send_what_was_written()
+                except Exception:
+                    _log.failure("what was written to {transport!r} could not be sent", transport=each)
+
+    def wait(self, each: Waiting) -> None:
+        """It is no reader while it waits for room, so the reactor would not find it when it ends."""
+        if not self._waiting:
+            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self._stop_waiting)
+        self._waiting[each] = None
+
+    def waits_no_more(self, each: Waiting) -> None:
+        if self._waiting.pop(each, self) is None and not self._waiting and not self.is_ending:
+            self.reactor.removeSystemEventTrigger(self._trigger)
+
+    def _stop_waiting(self) -> None:
+        self.is_ending = True
+        for each in list(self._waiting):
+            each.stop_waiting()
 
     def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
         return cast("IDelayedCall", self.reactor.callLater(delay, function))
@@ -124,6 +163,8 @@ class Bound:
 
     def _close_idle(self) -> bool:
         now = monotonic()
+        if now < self._none_idle_until:
+            return False
         idle: list[tuple[float, int, Closable]] = []
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
@@ -138,6 +179,8 @@ class Bound:
             _log.info(
                 "{quota!r} is short: {n} idle connections are closed", quota=self.quota, n=len(idle[:_BATCH])
             )
+        if not idle:
+            self._none_idle_until = now + _LOOKED  # while it is short each write asks
         return bool(idle)
 
 

@@ -63,6 +63,8 @@ class QuotaServerEndpoint:
         backlog: int = _BACKLOG,
     ) -> None:
         where = ResolvedAddress.parse(address) if isinstance(address, str) else address
+        if not isinstance(where, ResolvedAddress):
+            raise TypeError(f"address must be a str or a ResolvedAddress, not {type(address).__name__}")
         bounded = BoundedReactor(reactor, quota)
         self.quota = bounded.bound.quota
         self._endpoint: Any
@@ -95,6 +97,8 @@ class QuotaClientEndpoint:
     def __init__(
         self, reactor: object, address: str, *, quota: ResourceQuota | str | int, timeout: float = _TIMEOUT
     ) -> None:
+        if not isinstance(address, str):
+            raise TypeError(f"address must be a str, not {type(address).__name__}")
         bounded = BoundedReactor(reactor, quota)
         self.quota = bounded.bound.quota
         self._endpoint: Any

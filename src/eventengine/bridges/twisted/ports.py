@@ -37,25 +37,37 @@ class _Bounded(_Port):
 
     def doRead(self) -> None:
         bound = self.bound
-        if bound.memory.is_tight:
-            if not bound.connections.may_open:
-                self._wait()
-                bound.memory.add_waiter(self._on_room)
-                if bound.connections.may_open:  # there was room between the two looks
-                    bound.memory.wake_next_waiter()
-                return
-            self.numberAccepts = 1
-        if bound.quota.connections.size is None:
-            super().doRead()
+        if bound.is_ending:
             return
-        while bound.quota.connections.try_take(self._on_room):
+        places = bound.quota.connections
+        if places.size is None:
+            if self._has_memory():
+                super().doRead()
+            return
+        while self._has_memory():
+            if not places.try_take(self._on_room):
+                self._wait()
+                return
             before = self._accepted
             self.numberAccepts = 1
             super().doRead()
             if self._accepted == before:
-                bound.quota.connections.give()
+                places.give()
                 return
+
+    def _has_memory(self) -> bool:
+        """Whether there is room for another; else it waits."""
+        bound = self.bound
+        if not bound.memory.is_tight:
+            return True
+        self.numberAccepts = 1
+        if bound.connections.may_open:
+            return True
         self._wait()
+        bound.memory.add_waiter(self._on_room)
+        if bound.connections.may_open:  # there was room between the two looks
+            bound.memory.wake_next_waiter()
+        return False
 
     def take_place(self) -> Callable[[], object] | None:
         """By a connection that is accepted: what it is to call when it is closed."""
@@ -66,29 +78,41 @@ class _Bounded(_Port):
     def _wait(self) -> None:
         self._waits = True
         self.stopReading()
+        self.bound.wait(self)
 
     def _on_room(self) -> bool:
         """Any thread."""
-        if not self.connected or self.disconnecting:
+        if not self._waits or not self.connected or self.disconnecting:
             self._pass_on()
             return True
         self.bound.call_soon_threadsafe(self._accept_on)
         return False
 
     def _accept_on(self) -> None:
-        self._waits = False
-        if self.connected and not self.disconnecting:
-            self.startReading()
+        if self._waits and self.connected and not self.disconnecting:
+            self.stop_waiting()
         else:
             self._pass_on()
         self.bound.memory.wake_next_waiter()
+
+    def stop_waiting(self) -> None:
+        """By `Bound` when the reactor ends, too, which finds it as a reader."""
+        self._leave_the_lines()
+        if self.connected:
+            self.startReading()
+
+    def _leave_the_lines(self) -> None:
+        if self._waits:
+            self._waits = False
+            self.bound.memory.remove_waiter(self._on_room)
+            self.bound.quota.connections.cancel_wait(self._on_room)
+            self.bound.waits_no_more(self)
 
     def _pass_on(self) -> None:
         self.bound.quota.connections.wake_one()
 
     def connectionLost(self, reason: Failure) -> None:
-        self.bound.memory.remove_waiter(self._on_room)
-        self.bound.quota.connections.cancel_wait(self._on_room)
+        self._leave_the_lines()
         super().connectionLost(reason)
 
 

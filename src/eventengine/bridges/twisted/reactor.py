@@ -85,7 +85,7 @@ class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connec
     """
 
     def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
-        self.bound = Bound.of(as_quota(quota), self)
+        self.bound = Bound.of(ResourceQuota("twisted") if quota is None else as_quota(quota), self)
         self.bound.is_turned = True
         super().__init__()
 
@@ -138,15 +138,15 @@ class BoundedReactor(Bounded):
         return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
 
-def as_quota(quota: ResourceQuota | str | int | None) -> ResourceQuota:
+def as_quota(quota: ResourceQuota | str | int) -> ResourceQuota:
     """`quota` itself, or one of so much memory."""
     if isinstance(quota, ResourceQuota):
         return quota
-    if isinstance(quota, bool) or not isinstance(quota, str | int | None):
+    if isinstance(quota, bool) or not isinstance(quota, str | int):
         raise TypeError(
             f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
         )
-    return ResourceQuota("twisted", memory=None if quota is None else check_quota_size(quota))
+    return ResourceQuota("twisted", memory=check_quota_size(quota))
 
 
 def install(quota: ResourceQuota | str | int | None = None) -> QuotaReactor:
@@ -162,11 +162,17 @@ def install(quota: ResourceQuota | str | int | None = None) -> QuotaReactor:
         quota = ResourceQuota(
             "twisted",
             memory=_from_environment("EVENTENGINE_MEMORY", check_quota_size),
-            connections=_from_environment("EVENTENGINE_CONNECTIONS", int),
+            connections=_from_environment("EVENTENGINE_CONNECTIONS", _parse_count),
         )
     reactor = QuotaReactor(quota)
     main.installReactor(reactor)
     return reactor
+
+
+def _parse_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:20])):
+        raise ValueError("a number of 1 or more is needed")
+    return int(text)
 
 
 def _from_environment(name: str, parse: Callable[[str], int]) -> int | None:

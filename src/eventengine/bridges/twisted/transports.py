@@ -23,6 +23,7 @@ for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py
 
 from __future__ import annotations
 
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -56,7 +57,8 @@ _TLS_READ: Final = 16384
 
 
 def _is_tls(protocol: Any) -> bool:
-    return hasattr(protocol, "wrappedProtocol")
+    tls: Any = sys.modules.get("twisted.protocols.tls")  # which needs pyOpenSSL, which not all have
+    return tls is not None and isinstance(protocol, tls.TLSMemoryBIOProtocol)
 
 
 class Charged(_Base):
@@ -83,23 +85,29 @@ class Charged(_Base):
         super().stopReading()
 
     def doRead(self) -> Any:
-        if self.bound.memory.is_tight and not self.bound.memory.has_room:
+        bound = self.bound
+        if bound.memory.is_tight and not bound.memory.has_room and not bound.is_ending:
             self._wait_for_room()
             return None
         if self.TLS or _is_tls(self.protocol):
+            own = self.__dict__.get("bufferSize")
             self.bufferSize = _TLS_READ
             try:
                 result: Any = super().doRead()
             finally:
-                del self.bufferSize
+                if own is None:
+                    del self.bufferSize
+                else:
+                    self.bufferSize = own
         else:
             result = super().doRead()
-        self.bound.send_if_many()
+        bound.send_if_many()
         return result if result is None or self._failure is None else self._failure
 
     def _wait_for_room(self) -> None:
         self._waits = True
         super().stopReading()
+        self.bound.wait(self)
         memory = self.bound.memory
         memory.add_waiter(self._on_room)
         if memory.has_room:  # it came back between the two looks
@@ -107,16 +115,23 @@ class Charged(_Base):
 
     def _on_room(self) -> bool:
         """Any thread."""
-        if self.disconnected:
+        if self.disconnected or not self._waits:
             return True
         self.bound.call_soon_threadsafe(self._read_on)
         return False
 
     def _read_on(self) -> None:
-        self._waits = False
-        if self._reads and self.connected:
-            super().startReading()
+        if self._waits:
+            self.stop_waiting()
         self.bound.memory.wake_next_waiter()
+
+    def stop_waiting(self) -> None:
+        """By `Bound` when the reactor ends, too."""
+        self._waits = False
+        self.bound.memory.remove_waiter(self._on_room)
+        self.bound.waits_no_more(self)
+        if (self._reads and self.connected) or self.bound.is_ending:
+            super().startReading()
 
     def startWriting(self) -> None:
         waiting = self._tempDataBuffer
@@ -201,7 +216,9 @@ class Charged(_Base):
             if self._unsent is not None:
                 self._unsent.end()
             if self._waits:
+                self._waits = False
                 self.bound.memory.remove_waiter(self._on_room)
+                self.bound.waits_no_more(self)
 
     @property
     def _left(self) -> int:
@@ -264,6 +281,9 @@ class Accepted(Charged):
 
     def doRead(self) -> Any:
         self.read_at = monotonic()
+        if self.TLS and self._cost == COST:  # by startTLS
+            self.bound.memory.take(TLS_COST - COST, TLS_COST - COST)
+            self._cost = TLS_COST
         return super().doRead()
 
     def connectionLost(self, reason: Failure) -> None:
