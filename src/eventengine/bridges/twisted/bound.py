@@ -2,8 +2,8 @@
 
 A connection is charged what Twisted's own objects for one take. When the quota is short, those that have been idle
 longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and wait
-for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell. One that is
-younger than NEW seconds may be still at its handshake.
+for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell. One with TLS, or
+that has received nothing yet, is left alone for its first NEW seconds.
 
 Everything here is the reactor's thread's, but for `of`.
 """
@@ -60,6 +60,11 @@ class Closable(Protocol):
     """A server's connection, as it is looked at here."""
 
     opened_at: float
+
+    @property
+    def may_be_at_its_handshake(self) -> bool:
+        """Or its first bytes may be on their way."""
+        ...
 
     def silent_since(self) -> float | None:
         """When it last received something, if it could be closed; None if not."""
@@ -169,7 +174,7 @@ class Bound:
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
                 since = each.silent_since()
-                if since is None or each.opened_at > now - NEW:
+                if since is None or (each.may_be_at_its_handshake and each.opened_at > now - NEW):
                     continue
                 if since <= now - (IDLE if _tells(each.protocol) else SILENT):
                     idle.append((since, id(each), each))

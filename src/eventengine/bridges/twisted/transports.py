@@ -297,6 +297,10 @@ class Accepted(Charged):
                 place, self._place = self._place, None
                 place()
 
+    @property
+    def may_be_at_its_handshake(self) -> bool:
+        return self._cost == TLS_COST or self.read_at == self.opened_at
+
     def silent_since(self) -> float | None:
         is_busy = not self.connected or self.disconnecting or self._waits or self._left or not self._reads
         return None if is_busy else self.read_at
