@@ -289,7 +289,7 @@ class MemoryQuota:
             on_room()
 
     def _reclaim(self) -> None:
-        if self.reclaimers:
+        if (self._taken > self._size or self.waiters or self.bulk_waiters) and self.reclaimers:
             self.reclaimers.start()
 
     def _shortage(self) -> ReclamationPass | None:

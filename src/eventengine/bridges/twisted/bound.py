@@ -96,6 +96,7 @@ class Bound:
         self.is_turned = False  # by a reactor of ours, which calls `send` itself
         self.is_ending = False  # the reactor: nobody waits any more
         self._written: list[Written] = []
+        self._most_written = 1  # until the first is sent, which looks at the quota's size
         self._waiting: dict[Waiting, None] = {}
         self._trigger: object = None
         self._none_idle_until = 0.0
@@ -129,14 +130,13 @@ class Bound:
         if len(self._written) >= self._most_written:
             self.send()
 
-    @property
-    def _most_written(self) -> int:
-        size = self.memory.size
-        return _SENT_TOGETHER if size is None else max(1, min(_SENT_TOGETHER, size >> 20))
-
     def send(self) -> None:
         """Sends what was written since this was last called. Many in a row, for one alone has to wake a peer that waits
         on this machine, and those that follow do not; not too many, for it could work meanwhile."""
+        if not self._written:
+            return
+        size = self.memory.size
+        self._most_written = _SENT_TOGETHER if size is None else max(1, min(_SENT_TOGETHER, size >> 20))
         while self._written:
             written, self._written = self._written, []
             for each in written:

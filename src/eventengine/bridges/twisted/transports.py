@@ -56,9 +56,16 @@ _TLS_READ: Final = 16384
 """Bytes, a record. What TLS is given at a time it keeps room for as long as the connection lasts."""
 
 
+_tls_types: Final[set[type[object]]] = set()
+"""Those that were seen, for it is asked at each read."""
+
+
 def _is_tls(protocol: Any) -> bool:
     tls: Any = sys.modules.get("twisted.protocols.tls")  # which needs pyOpenSSL, which not all have
-    return tls is not None and isinstance(protocol, tls.TLSMemoryBIOProtocol)
+    if tls is None or not isinstance(protocol, tls.TLSMemoryBIOProtocol):
+        return False
+    _tls_types.add(cast("type[object]", type(protocol)))
+    return True
 
 
 class Charged(_Base):
@@ -89,7 +96,7 @@ class Charged(_Base):
         if bound.memory.is_tight and not bound.memory.has_room and not bound.is_ending:
             self._wait_for_room()
             return None
-        if self.TLS or _is_tls(self.protocol):
+        if self.TLS or type(self.protocol) in _tls_types:
             own = self.__dict__.get("bufferSize")
             self.bufferSize = _TLS_READ
             try:
