@@ -20,6 +20,8 @@ pytest.importorskip("hamcrest", reason="Twisted's own tests need PyHamcrest")
 if not hasattr(__import__("select"), "epoll"):
     pytest.skip("this system has no epoll, whose reactor is compared with", allow_module_level=True)
 
+from twisted import version
+
 HERE = Path(__file__).parent
 MODULES = {
     "reactors": [
@@ -61,6 +63,8 @@ def run(kind: str, names: list[str], folder: Path) -> dict[str, str]:
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("group", MODULES)
 def test_twisted_s_own_tests_give_the_same_on_our_reactor(group: str, tmp_path: Path) -> None:
+    if group == "protocols" and version.major < 23:
+        pytest.skip("some of these hang on the stock reactor of Twisted 22, too")
     stock, ours = (run(kind, MODULES[group], tmp_path) for kind in ("stock", "ours"))
     print(f"{group}: stock {dict(Counter(stock.values()))}, ours {dict(Counter(ours.values()))}")
     assert Counter(stock.values())["ok"] > 400
