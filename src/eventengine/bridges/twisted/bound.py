@@ -179,11 +179,8 @@ class Bound:
                 if since <= now - (IDLE if _tells(each.protocol) else SILENT):
                     idle.append((since, id(each), each))
         for _, _, each in heapq.nsmallest(_BATCH, idle):
+            self._idle.add()
             each.close_as_idle()
-        if idle:
-            _log.info(
-                "{quota!r} is short: {n} idle connections are closed", quota=self.quota, n=len(idle[:_BATCH])
-            )
         if not idle:
             self._none_idle_until = now + _LOOKED  # while it is short each write asks
         return bool(idle)

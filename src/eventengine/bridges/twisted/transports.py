@@ -137,7 +137,7 @@ class Charged(_Base):
         self._waits = False
         self.bound.memory.remove_waiter(self._on_room)
         self.bound.waits_no_more(self)
-        if (self._reads and self.connected) or self.bound.is_ending:
+        if self._reads and self.connected:
             super().startReading()
 
     def startWriting(self) -> None:
