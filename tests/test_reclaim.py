@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eventengine import ClosedResourceError, MemoryRequest, ResourceQuota
+from eventengine import ClosedResourceError, MemoryRequest, ResourceQuota, idle
 from eventengine.idle import AGAIN, Connections
 from eventengine.reclaim import Reclaimer, ReclamationPass, ReclamationSweep
 from together import run_together
@@ -298,3 +298,40 @@ def test_a_loop_that_was_closed_holds_up_no_other_reclaimer() -> None:
     site.memory.reclaimers.post("other", IDLE, other)
     site.memory.take(65 * KIB, 65 * KIB)
     assert ran == ["other"]
+
+
+def test_a_sweep_on_its_way_to_a_loop_that_ended_is_finished_with_the_last_connection() -> None:
+    site = Idle(idle=0)
+    site.connections.opened(4 * KIB)
+    site.memory.take(65 * KIB, 65 * KIB)
+    assert len(site.loop.letters) == 1  # and the loop never turns again
+    ran: list[str] = []
+    other: Reclaimer = lambda sweep: ran.append("other")  # noqa: E731
+    site.memory.reclaimers.post("other", IDLE, other)
+    assert ran == []
+    site.connections.closed(4 * KIB)
+    assert ran == ["other"]
+
+
+def test_an_interrupt_within_a_reclaimer_ends_no_others(short: Short) -> None:
+    allocator = short.quota.create_memory_allocator("interrupted")
+
+    def interrupt(sweep: ReclamationSweep | None) -> None:
+        raise KeyboardInterrupt
+
+    allocator.post_reclaimer(BENIGN, interrupt)
+    short.post("next", BENIGN)
+    with pytest.raises(KeyboardInterrupt):
+        short.memory.take(65 * KIB, 65 * KIB)
+    gc.collect()
+    short.memory.take(1, 1)
+    assert short.ran == ["next"]
+
+
+def test_who_finds_none_idle_does_not_look_again_at_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Idle(idle=0)
+    site.connections.opened(4 * KIB)
+    clock = iter([10.0, 10.05, 10.2])
+    monkeypatch.setattr(idle, "monotonic", lambda: next(clock))
+    assert [site.connections.close_idle() for _ in range(3)] == [False, False, False]
+    assert site.asked == 2

@@ -9,13 +9,16 @@ Rules:
 1. Everything here is the loop's thread's, but for `_on_shortage`, which any thread may call.
 2. A reclaimer is posted while there are connections; it hands the work to the loop. When nothing was idle, it is posted
    again after AGAIN seconds, for what was busy may be idle then; no timer is left when the last connection has gone.
-3. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
+3. A sweep that is on its way to a loop that has ended would hold up all others: it is finished with the last
+   connection. `_on_shortage` stores it first and looks at the count after, `closed` does so the other way round.
+4. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
    finds the room, and cuts nobody for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from eventengine.reclaim import ReclamationPass, ReclamationSweep
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Connections"]
 
 AGAIN: Final = 0.25
+_LOOKED: Final = 0.1
 
 
 class Connections:
@@ -38,7 +42,17 @@ class Connections:
             was any.
     """
 
-    __slots__ = ("_close_idle", "_count", "_is_posted", "_loop", "_memory", "_timer", "cost")
+    __slots__ = (
+        "_close_idle",
+        "_count",
+        "_is_posted",
+        "_loop",
+        "_memory",
+        "_none_until",
+        "_sweep",
+        "_timer",
+        "cost",
+    )
 
     def __init__(self, memory: MemoryQuota, loop: Scheduler, cost: int, close_idle: Callable[[], bool]) -> None:
         self._memory = memory
@@ -47,6 +61,8 @@ class Connections:
         self._count = 0
         self._is_posted = False
         self._timer: Timer | None = None
+        self._sweep: ReclamationSweep | None = None
+        self._none_until = 0.0
         self.cost = cost
 
     @property
@@ -72,6 +88,20 @@ class Connections:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            sweep, self._sweep = self._sweep, None
+            if sweep is not None:
+                sweep.finish()
+
+    def close_idle(self) -> bool:
+        """Closes some at once, and says whether there was any; for who is short within a turn, and may ask at each
+        write. While there was none it looks again only after a while."""
+        now = monotonic()
+        if now < self._none_until:
+            return False
+        if self._close_idle():
+            return True
+        self._none_until = now + _LOOKED
+        return False
 
     def _post(self) -> None:
         self._timer = None
@@ -80,12 +110,17 @@ class Connections:
 
     def _on_shortage(self, sweep: ReclamationSweep | None) -> None:
         if sweep is not None:
+            self._sweep = sweep
+            if not self._count:
+                sweep.finish()
+                return
             try:
                 self._loop.call_soon_threadsafe(lambda: self._reclaim(sweep))
             except RuntimeError:  # the loop was closed, and all its connections with it
                 sweep.finish()
 
     def _reclaim(self, sweep: ReclamationSweep) -> None:
+        self._sweep = None
         if self._count and self._close_idle():
             if self._count:
                 self._post()

@@ -108,17 +108,21 @@ class Reclaimers:
             if self._is_starting:  # in another thread, or further up in this one, who looks again
                 return
             self._is_starting = True
-        while True:
-            self._is_wanted = False
-            while (reclaimer := self._take_next()) is not None:
-                sweep = ReclamationSweep(self)
-                if not _call(reclaimer, sweep):
-                    sweep.finish()
-                del sweep  # or it could not be forgotten
-            with self._lock:
-                if not self._is_wanted:
-                    self._is_starting = False
-                    return
+        try:
+            while True:
+                self._is_wanted = False
+                while (reclaimer := self._take_next()) is not None:
+                    sweep = ReclamationSweep(self)
+                    if not _call(reclaimer, sweep):
+                        sweep.finish()
+                    del sweep  # or it could not be forgotten
+                with self._lock:
+                    if not self._is_wanted:
+                        self._is_starting = False
+                        return
+        except BaseException:  # an interrupt: the next shortage goes on
+            self._is_starting = False
+            raise
 
     def _take_next(self) -> Reclaimer | None:
         shortage = self._shortage()

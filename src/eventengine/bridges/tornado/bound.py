@@ -51,7 +51,7 @@ class Bound:
         self.idle: dict[object, tuple[float, Counted]] = {}
         """Streams that wait for a request, by their connection, longest first, with when they may be closed."""
         self.connections = Connections(quota.memory, loop, COST, self._close_idle)
-        self.admission = Admission(quota.memory, loop, self._close_idle)
+        self.admission = Admission(quota.memory, loop, self.connections.close_idle)
         self._closed = Tally(lambda n: gen_log.info("%r is short: %d idle connections were closed", quota, n))
         self.cut = Tally(lambda n: gen_log.warning("%r is full: %d clients were cut that did not read", quota, n))
 

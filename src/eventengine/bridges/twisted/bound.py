@@ -47,7 +47,6 @@ _SENT_TOGETHER: Final = 32
 """As many connections at most have something written that is not sent nor charged; of small quotas fewer, for each may
 have 64 KiB: together that is a sixteenth."""
 
-_LOOKED: Final = 0.1
 _BATCH: Final = 16
 """As many are closed in one turn."""
 
@@ -92,14 +91,13 @@ class Bound:
         self.memory = quota.memory
         self.reactor = reactor
         self.connections = Connections(quota.memory, self, COST, self._close_idle)
-        self.admission = Admission(quota.memory, self, self._close_idle)
+        self.admission = Admission(quota.memory, self, self.connections.close_idle)
         self.is_turned = False  # by a reactor of ours, which calls `send` itself
         self.is_ending = False  # the reactor: nobody waits any more
         self._written: list[Written] = []
         self._most_written = 1  # until the first is sent, which looks at the quota's size
         self._waiting: dict[Waiting, None] = {}
         self._trigger: object = None
-        self._none_idle_until = 0.0
         self.cut = Tally(
             lambda n: _log.warn("{quota!r} is full: {n} clients were cut that did not read", quota=quota, n=n)
         )
@@ -168,8 +166,6 @@ class Bound:
 
     def _close_idle(self) -> bool:
         now = monotonic()
-        if now < self._none_idle_until:
-            return False
         idle: list[tuple[float, int, Closable]] = []
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
@@ -181,8 +177,6 @@ class Bound:
         for _, _, each in heapq.nsmallest(_BATCH, idle):
             self._idle.add()
             each.close_as_idle()
-        if not idle:
-            self._none_idle_until = now + _LOOKED  # while it is short each write asks
         return bool(idle)
 
 
