@@ -20,7 +20,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.memory_quota import UNLIMITED, MemoryQuota, check_quota_size, parse_size
 from eventengine.status import Status, StatusCode, StatusError
 
-__all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota"]
+__all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota", "as_quota"]
 
 
 class _Counter:
@@ -197,6 +197,17 @@ class ResourceQuota:
     def __repr__(self) -> str:
         limit = "without a limit" if self._memory.size is None else f"of {self._memory.size} bytes"
         return f"<ResourceQuota {self._name!r} memory {self._memory.used} {limit}>"
+
+
+def as_quota(quota: ResourceQuota | str | int, name: str) -> ResourceQuota:
+    """`quota`, or one with as much memory. Raises TypeError or ValueError for what is no quota."""
+    if isinstance(quota, ResourceQuota):
+        return quota
+    if isinstance(quota, bool) or not isinstance(quota, str | int):
+        raise TypeError(
+            f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
+        )
+    return ResourceQuota(name, memory=check_quota_size(quota))
 
 
 def _check_name(name: str) -> str:

@@ -17,14 +17,13 @@ from tornado.log import gen_log
 
 from eventengine.admission import Admission
 from eventengine.idle import Connections
-from eventengine.memory_quota import check_quota_size
-from eventengine.quota import ResourceQuota
 from eventengine.tally import Tally
 
 if TYPE_CHECKING:
     from eventengine.bridges.tornado.streams import Counted
+    from eventengine.quota import ResourceQuota
 
-__all__ = ["COST", "TLS_COST", "Bound", "as_quota"]
+__all__ = ["COST", "TLS_COST", "Bound"]
 
 COST: Final = 8192
 """Bytes that a connection is charged: one takes 8.5 KiB after its first request."""
@@ -79,14 +78,3 @@ class Bound:
             self._closed.add()
             stream.close()
         return bool(ripe)
-
-
-def as_quota(quota: ResourceQuota | str | int, name: str) -> ResourceQuota:
-    """`quota`, or one with as much memory. Raises TypeError or ValueError for what is no quota."""
-    if isinstance(quota, ResourceQuota):
-        return quota
-    if isinstance(quota, bool) or not isinstance(quota, str | int):
-        raise TypeError(
-            f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
-        )
-    return ResourceQuota(name, memory=check_quota_size(quota))

@@ -29,8 +29,9 @@ from tornado.log import gen_log
 
 from eventengine.admission import Admission, Upload
 from eventengine.bridges.tornado.accepting import LimitedServer
-from eventengine.bridges.tornado.bound import Bound, as_quota
+from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.streams import Counted, counted
+from eventengine.quota import as_quota
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection

@@ -12,9 +12,9 @@ from tornado.iostream import IOStream
 from tornado.netutil import Resolver
 from tornado.tcpclient import TCPClient
 
-from eventengine.bridges.tornado.bound import Bound, as_quota
+from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
-from eventengine.quota import ResourceQuota
+from eventengine.quota import ResourceQuota, as_quota
 
 __all__ = ["QuotaTCPClient"]
 

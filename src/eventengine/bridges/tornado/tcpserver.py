@@ -9,9 +9,9 @@ from typing import Any
 from tornado.iostream import IOStream
 
 from eventengine.bridges.tornado.accepting import LimitedServer
-from eventengine.bridges.tornado.bound import Bound, as_quota
+from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import bounded
-from eventengine.quota import ResourceQuota
+from eventengine.quota import ResourceQuota, as_quota
 
 __all__ = ["QuotaTCPServer"]
 

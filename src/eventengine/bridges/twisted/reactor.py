@@ -28,7 +28,7 @@ from eventengine.bridges.twisted.bound import Bound
 from eventengine.bridges.twisted.ports import QuotaConnector, QuotaPort, QuotaUNIXConnector, QuotaUNIXPort
 from eventengine.bridges.twisted.transports import QuotaServer, QuotaUNIXServer
 from eventengine.memory_quota import check_quota_size
-from eventengine.quota import ResourceQuota
+from eventengine.quota import ResourceQuota, as_quota
 
 if TYPE_CHECKING:
     from twisted.internet.posixbase import PosixReactorBase as _Reactor
@@ -85,7 +85,7 @@ class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connec
     """
 
     def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
-        self.bound = Bound.of(ResourceQuota("twisted") if quota is None else as_quota(quota), self)
+        self.bound = Bound.of(ResourceQuota("twisted") if quota is None else as_quota(quota, "twisted"), self)
         self.bound.is_turned = True
         super().__init__()
 
@@ -124,7 +124,7 @@ class BoundedReactor(Bounded):
     """`reactor`, as Twisted's own endpoints use it, but what it listens on and connects to is charged to `quota`."""
 
     def __init__(self, reactor: Any, quota: ResourceQuota | str | int) -> None:
-        self.bound = Bound.of(as_quota(quota), reactor)
+        self.bound = Bound.of(as_quota(quota, "twisted"), reactor)
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
@@ -136,17 +136,6 @@ class BoundedReactor(Bounded):
         from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415  # needs pyOpenSSL, which not all have
 
         return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
-
-
-def as_quota(quota: ResourceQuota | str | int) -> ResourceQuota:
-    """`quota` itself, or one of so much memory."""
-    if isinstance(quota, ResourceQuota):
-        return quota
-    if isinstance(quota, bool) or not isinstance(quota, str | int):
-        raise TypeError(
-            f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
-        )
-    return ResourceQuota("twisted", memory=check_quota_size(quota))
 
 
 def install(quota: ResourceQuota | str | int | None = None) -> QuotaReactor:

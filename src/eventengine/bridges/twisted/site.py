@@ -21,7 +21,7 @@ from twisted.web.server import Request, Site
 
 from eventengine.admission import Upload
 from eventengine.bridges.twisted.bound import Bound
-from eventengine.bridges.twisted.reactor import as_quota
+from eventengine.quota import as_quota
 from eventengine.tally import Tally
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class QuotaSite(Site):
     """
 
     def __init__(self, resource: IResource, *, quota: ResourceQuota | str | int, **options: Any) -> None:
-        self.quota = as_quota(quota)
+        self.quota = as_quota(quota, "twisted.web")
         self.cut = Tally(lambda n: _log.warn("{quota!r} is full: {n} uploads were cut", quota=self.quota, n=n))
         super().__init__(resource, _QuotaRequest, **options)
         untyped: Any = self
