@@ -310,6 +310,22 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def test_it_is_shown_as_twisted_s_own_is(make_home: MakeHome) -> None:
+    home = make_home("1MiB")
+    port = home.listen()
+    number = port.getHost().port
+    _, protocol = home.pair_at(port)
+    text = f"<Recorder #0 on {number}>"
+    assert repr(protocol.transport) == str(protocol.transport) == text
+    stock: Any = tcp.Port(0, home.factory(), 1, "127.0.0.1", home.reactor)
+    home.call(stock.startListening)
+    home.keep_port(stock)
+    _, other = home.pair_at(stock)
+    assert repr(other.transport) == f"<Recorder #0 on {stock.getHost().port}>"
+    home.await_deferred(port.stopListening)
+    assert repr(protocol.transport) == text
+
+
 # What is written
 
 

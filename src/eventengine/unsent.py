@@ -100,14 +100,17 @@ class Pieces(Unsent):
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__(watcher)
-        self._pieces: deque[int] | None = None  # an empty one would take 624 bytes of each connection
+        self._pieces: deque[int] = deque()
         self._left = 0  # all pieces together
         self._sent = 0  # of the first piece
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all has gone."""
+        return not self._pieces
+
     def add(self, size: int) -> None:
         """A piece is about to be written; `settle` must follow."""
-        if self._pieces is None:
-            self._pieces = deque()
         self._pieces.append(size)
         self._left += size
 
@@ -124,8 +127,6 @@ class Pieces(Unsent):
             size = self._pieces.popleft()
             self._sent -= size
             self._left -= size
-        if not self._pieces:
-            self._pieces = None
         if self.held:
             self.settle()
 
@@ -134,6 +135,6 @@ class Pieces(Unsent):
         self.hold(self._left)
 
     def end(self) -> None:
-        self._pieces = None
+        self._pieces.clear()
         self._left = 0
         super().end()

@@ -104,7 +104,7 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         self._end_upload(server_conn)
         stream = cast("HTTP1Connection", request_conn).stream
         if isinstance(stream, Counted):
-            stream.unsent.bound.waits_for_request(server_conn, stream)
+            stream.bound.waits_for_request(server_conn, stream)
         delegate = super().start_request(server_conn, request_conn)
         return _Admitted(delegate, cast("HTTP1Connection", request_conn), self, server_conn)
 
@@ -162,7 +162,7 @@ class _Admitted(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         if isinstance(self._connection.stream, Counted):
             self._connection.stream.is_used = True
-            self._connection.stream.unsent.bound.has_request(self._server_conn)
+            self._connection.stream.bound.has_request(self._server_conn)
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
         length = _content_length(headers)

@@ -134,7 +134,6 @@ class Bounded(Counted):
     """
 
     ahead = b""
-    _bound: Bound
     _buffer: _Buffer | None = None  # none before `charge`, and when it was closed
     _watch: _Watch
     _size = 0  # rule 1
@@ -159,7 +158,6 @@ class Bounded(Counted):
 
     def charge(self, bound: Bound) -> None:
         super().charge(bound)
-        self._bound = bound
         me = weakref.ref(self)
 
         def on_stalled() -> None:
@@ -229,7 +227,7 @@ class Bounded(Counted):
             return most
         if self.waits:
             return 0
-        memory = self._bound.quota.memory
+        memory = self.bound.quota.memory
         quota = memory.size
         if quota is None:
             return most
@@ -253,10 +251,10 @@ class Bounded(Counted):
         """Takes room. False: there is none, and it waits if something has come (rule 4)."""
         buffer = cast("_Buffer", self._buffer)
         if buffer.held + amount > quota:
-            error = StreamBufferFullError(f"a read takes more than {self._bound.quota!r} has")
+            error = StreamBufferFullError(f"a read takes more than {self.bound.quota!r} has")
             self.close(exc_info=error)
             raise error
-        memory = self._bound.quota.memory
+        memory = self.bound.quota.memory
         if not memory.somebody_waits and memory.try_take(amount):
             buffer.held += amount
             return True
@@ -287,7 +285,7 @@ class Bounded(Counted):
         size = self._size
         if not self.waits:
             if size > buffer.held:
-                memory = self._bound.quota.memory
+                memory = self.bound.quota.memory
                 if not memory.somebody_waits and memory.try_take(size - buffer.held):
                     buffer.held = size
                 else:
@@ -298,7 +296,7 @@ class Bounded(Counted):
 
     def _on_admitted(self) -> None:
         self._is_admitted = True
-        self._bound.loop.call_soon(self._go_on)
+        self.bound.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._is_admitted = False
@@ -354,7 +352,7 @@ class Bounded(Counted):
             max_buffer_size=self.max_buffer_size,
             read_chunk_size=self.read_chunk_size,
         )
-        made.charge(self._bound)
+        made.charge(self.bound)
         made.place, self.place = self.place, None
         made.set_close_callback(on_close)
         future = made.wait_for_handshake()

@@ -27,12 +27,11 @@ __all__ = ["Counted", "counted", "made_anew"]
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
 
-    __slots__ = ("_stream", "bound")
+    __slots__ = ("_stream",)
 
-    def __init__(self, stream: Counted, bound: Bound) -> None:
-        super().__init__(bound.admission)
+    def __init__(self, stream: Counted) -> None:
+        super().__init__(stream.bound.admission)
         self._stream = weakref.ref(stream)
-        self.bound = bound
 
     def send(self) -> None:
         stream = self._stream()
@@ -42,7 +41,7 @@ class _Unsent(Pieces):
     def on_cut(self) -> None:
         stream = self._stream()
         if stream is not None:
-            self.bound.cut.add()
+            stream.bound.cut.add()
             stream.close()
 
 
@@ -54,18 +53,20 @@ class Counted(IOStream):
         place: Its place among the quota's connections, if those have a limit.
         cost: Bytes that it is charged itself, if it is a server's.
         is_used: Whether a request has come on it.
+        bound: What it is charged to.
     """
 
     __slots__ = (
         "_is_ahead",
+        "_unsent",
+        "bound",
         "cost",
         "is_used",
         "on_closed",
         "place",
-        "unsent",
     )  # beside Tornado's dictionary, which is full
 
-    unsent: _Unsent
+    bound: Bound
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.on_closed: Callable[[], object] | None = None
@@ -73,11 +74,12 @@ class Counted(IOStream):
         self.cost: int | None = None
         self.is_used = False
         self._is_ahead = False
+        self._unsent: _Unsent | None = None  # there is one while there is something
         super().__init__(*arguments, **options)
 
     def charge(self, bound: Bound) -> None:
         """Says to what, before anything is read or written."""
-        self.unsent = _Unsent(self, bound)
+        self.bound = bound
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
@@ -91,7 +93,9 @@ class Counted(IOStream):
         return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:
-        unsent = self.unsent
+        unsent = self._unsent
+        if unsent is None:
+            unsent = self._unsent = _Unsent(self)
         unsent.add(memoryview(data).nbytes)
         try:
             future = super().write(data)
@@ -103,8 +107,11 @@ class Counted(IOStream):
 
     def write_to_fd(self, data: memoryview) -> int:
         n = super().write_to_fd(data)
-        if n:
-            self.unsent.sent(n)
+        unsent = self._unsent
+        if n and unsent is not None:
+            unsent.sent(n)
+            if unsent.is_empty:
+                self._unsent = None
         return n
 
     def send(self) -> None:
@@ -113,10 +120,12 @@ class Counted(IOStream):
 
     def close_fd(self) -> None:
         super().close_fd()
-        self.unsent.end()
+        if self._unsent is not None:
+            self._unsent.end()
+            self._unsent = None
         cost, self.cost = self.cost, None
         if cost is not None:
-            self.unsent.bound.connections.closed(cost)
+            self.bound.connections.closed(cost)
         if self.place is not None:
             self.place.give()
         if self.on_closed is not None:

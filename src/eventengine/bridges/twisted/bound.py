@@ -58,12 +58,7 @@ _bounds_lock: Final = threading.Lock()
 class Closable(Protocol):
     """A server's connection, as it is looked at here."""
 
-    opened_at: float
-
-    @property
-    def may_be_at_its_handshake(self) -> bool:
-        """Or its first bytes may be on their way."""
-        ...
+    new_since: float
 
     def silent_since(self) -> float | None:
         """When it last received something, if it could be closed; None if not."""
@@ -170,7 +165,7 @@ class Bound:
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
                 since = each.silent_since()
-                if since is None or (each.may_be_at_its_handshake and each.opened_at > now - NEW):
+                if since is None or each.new_since > now - NEW:
                     continue
                 if since <= now - (IDLE if _tells(each.protocol) else SILENT):
                     idle.append((since, id(each), each))

@@ -117,15 +117,24 @@ class _Bounded(_Port):
 
 
 class QuotaPort(_Bounded, tcp.Port):
-    """A port whose connections are charged; `reactor.bound` says to what."""
+    """A port whose connections are charged; `reactor.bound` says to what.
+
+    Attributes:
+        number: That on which it listens, and has listened when it listens no more.
+    """
 
     transport = QuotaServer
+    number: int
 
     def __init__(
         self, port: Any, factory: Any, backlog: Any, interface: Any, reactor: Any, bound: Bound | None = None
     ) -> None:
         self.bound = bound or reactor.bound
         super().__init__(port, factory, backlog, interface, reactor)
+
+    def startListening(self) -> None:
+        super().startListening()
+        self.number = self.getHost().port
 
 
 class QuotaUNIXPort(_Bounded, unix.Port):

@@ -234,11 +234,14 @@ class Charged(_Base):
 
     def _settle(self) -> None:
         held = len(self.dataBuffer) + self._tempDataLen
-        if self._unsent is not None:
-            self._unsent.hold(held)
-        elif held:
-            self._unsent = _Unsent(self)
-            self._unsent.hold(held)
+        unsent = self._unsent
+        if held:
+            if unsent is None:
+                unsent = self._unsent = _Unsent(self)
+            unsent.hold(held)
+        elif unsent is not None:
+            self._unsent = None
+            unsent.hold(0)
 
     def try_to_send(self) -> None:
         """So that nobody is cut who reads."""
@@ -274,23 +277,32 @@ class _Unsent(Unsent):
 
 
 class Accepted(Charged):
-    """What a server's connections have besides. `read_at` is when it last received something."""
+    """What a server's connections have besides.
 
-    __slots__ = ("_cost", "_ending", "_place", "opened_at", "read_at")
+    Attributes:
+        read_at: When it last received something.
+        new_since: When the wait for its first bytes, or for those of its handshake, began; without TLS 0.0 after them.
+    """
+
+    __slots__ = ("_cost", "_ending", "_place", "new_since", "read_at")
 
     def _begin(self, protocol: Any, server: Any, reactor: Any) -> None:
         self._prepare((server or reactor).bound)  # one that was adopted has no port
         self._place = None if server is None else server.take_place()  # to be given back
         self._ending: Any = None  # a delayed call
-        self.read_at = self.opened_at = monotonic()
+        self.read_at = self.new_since = monotonic()
         self._cost = TLS_COST if _is_tls(protocol) else COST
         self.bound.connections.opened(self._cost)
 
     def doRead(self) -> Any:
-        self.read_at = monotonic()
-        if self.TLS and self._cost == COST:  # by startTLS
-            self.bound.memory.take(TLS_COST - COST, TLS_COST - COST)
-            self._cost = TLS_COST
+        self.read_at = now = monotonic()
+        if self._cost == COST:
+            if self.TLS:  # by startTLS
+                self.bound.memory.take(TLS_COST - COST, TLS_COST - COST)
+                self._cost = TLS_COST
+                self.new_since = now
+            else:
+                self.new_since = 0.0
         return super().doRead()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -303,10 +315,6 @@ class Accepted(Charged):
             if self._place is not None:
                 place, self._place = self._place, None
                 place()
-
-    @property
-    def may_be_at_its_handshake(self) -> bool:
-        return self._cost == TLS_COST or self.read_at == self.opened_at
 
     def silent_since(self) -> float | None:
         is_busy = not self.connected or self.disconnecting or self._waits or self._left or not self._reads
@@ -333,6 +341,20 @@ class Accepted(Charged):
 
 class QuotaServer(Accepted, tcp.Server):
     """A connection that a port has accepted, or that was adopted."""
+
+    server: Any
+
+    @property
+    def repstr(self) -> str:
+        """What `repr` gives. Twisted makes this text for each connection and keeps it, 90 bytes: more than is added
+        here to a connection that is idle."""
+        kept: str | None = self.__dict__.get("repstr")
+        return kept or f"<{type(self.protocol).__name__} #{self.sessionno} on {self.server.number}>"
+
+    @repstr.setter
+    def repstr(self, text: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.server is None:  # it was adopted
+            self.__dict__["repstr"] = text
 
     def __init__(self, sock: Any, protocol: Any, client: Any, server: Any, sessionno: int, reactor: Any) -> None:
         self._begin(protocol, server, reactor)
