@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -49,7 +50,7 @@ class Site:
             text=True,
         )
         assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+        self.port, self.other_port = map(int, self.process.stdout.readline().split())
         self.tls: ssl.SSLContext | None = None
         if folder:
             self.tls = ssl.create_default_context(cafile=f"{folder}/cert.pem")
@@ -58,6 +59,17 @@ class Site:
     def resident(self) -> int:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def resize(self, quota: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{quota}\n")
+        self.process.stdin.flush()
+
+    def other(self) -> Site:
+        """The second server in the process."""
+        other = copy(self)
+        other.port = self.other_port
+        return other
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
@@ -206,6 +218,16 @@ async def stall_in_download(site: Site, stalled: Stalled) -> None:
     writer.write(b"GET /body?MiB=10 HTTP/1.1\r\nHost: site\r\n\r\n")
 
 
+async def stall_in_a_file(site: Site, stalled: Stalled) -> None:
+    _, writer = await stalled.connect(site)
+    writer.write(b"GET /file HTTP/1.1\r\nHost: site\r\n\r\n")
+
+
+async def stall_in_1_gib(site: Site, stalled: Stalled) -> None:
+    _, writer = await stalled.connect(site)
+    writer.write(b"GET /body?MiB=1024 HTTP/1.1\r\nHost: site\r\n\r\n")
+
+
 async def stall_in_echo(site: Site, stalled: Stalled) -> None:
     """Sends as long as it is taken, and reads nothing."""
     _, writer = await stalled.connect(site)
@@ -234,6 +256,9 @@ async def nothing(site: Site, number: int) -> None:
 
 @dataclass(frozen=True)
 class Attack:
+    """`stock` says whether the machine could bear it on a stock site; `elsewhere`, whether the honest come to another
+    server of the same process; `sizes`, what the quota becomes after 2, 4, ... seconds."""
+
     title: str
     site: str
     stall: Callable[[Site, Stalled], Coroutine[None, None, None]]
@@ -242,7 +267,12 @@ class Attack:
     honest: int = 20
     tls: bool = False
     asks: bool = True
+    stock: bool = True
+    elsewhere: bool = False
+    sizes: tuple[str, ...] = ()
 
+
+SIZES = ("32MiB", "96MiB", "48MiB", "64MiB")
 
 ATTACKS = [
     attack
@@ -258,6 +288,16 @@ ATTACKS = [
         Attack("half request lines", "tornado", stall_in_a_line, 1000, nothing, tls=tls),
         Attack("half request lines", "twisted.web", stall_in_a_line, 1000, nothing, tls=tls),
     )
+] + [
+    Attack("a file of 1 GiB", "twisted.web", stall_in_a_file, 200, download),
+    Attack("writes of 1 GiB", "twisted.web", stall_in_1_gib, 200, download, stock=False),
+    Attack("uploads, resized", "tornado", stall_after_6_mib, 200, upload, stock=False, sizes=SIZES),
+    Attack("downloads, resized", "tornado", stall_in_download, 200, download, stock=False, sizes=SIZES),
+    Attack("downloads, resized", "twisted.web", stall_in_download, 200, download, stock=False, sizes=SIZES),
+    Attack("uploads elsewhere", "tornado", stall_after_6_mib, 200, upload, elsewhere=True),
+    Attack("downloads elsewhere", "tornado", stall_in_download, 200, download, elsewhere=True),
+    Attack("downloads elsewhere", "twisted.web", stall_in_download, 200, download, elsewhere=True),
+    Attack("an echo elsewhere", "twisted echo", stall_in_echo, 200, echo, asks=False, elsewhere=True),
 ]
 
 
@@ -272,17 +312,24 @@ async def run(attack: Attack, site: Site) -> str:
     await asyncio.sleep(1.0)
     times: list[float] = []
     started = perf_counter()
+    for number, size in enumerate(attack.sizes):
+        asyncio.get_running_loop().call_later(2.0 * (number + 1), site.resize, size)
+    if attack.elsewhere:
+        site = site.other()
 
     async def serve(number: int) -> None:
         await asyncio.wait_for(attack.serve(site, number), 90)
         times.append(perf_counter() - started)
 
+    path, used = "/used" if attack.sizes else "/", dict[int, int]()
     served = asyncio.gather(*(serve(number) for number in range(attack.honest)), return_exceptions=True)
     while not served.done() or perf_counter() - started < WATCHED:
         if attack.asks:
             asked = perf_counter()
             try:
-                await asyncio.wait_for(request(site, "GET"), 60)
+                answer = await asyncio.wait_for(request(site, "GET", path=path), 60)
+                if attack.sizes:
+                    used[int((asked - started) / 2)] = int(answer) >> 20  # the last in two seconds
             except (OSError, EOFError, TimeoutError):
                 refused += 1
             slowest = max(slowest, perf_counter() - asked)
@@ -298,7 +345,10 @@ async def run(attack: Attack, site: Site) -> str:
     text = (
         f"{(most - before) / MIB:>12.0f} {f'{len(times)} of {attack.honest}':>16} {max(times, default=0.0):>14.1f}"
     )
-    return f"{text} {f'{slowest:.2f}' if attack.asks else '':>14} {', '.join(sorted(failures))[:80]}".rstrip()
+    if attack.sizes:
+        sizes = ("64MiB", *attack.sizes)
+        failures.add(f"used {' '.join(f'{used.get(i)} of {size},' for i, size in enumerate(sizes))}")
+    return f"{text} {f'{slowest:.2f}' if attack.asks else '':>14} {', '.join(sorted(failures))[:120]}".rstrip()
 
 
 def main() -> None:
@@ -318,7 +368,7 @@ def main() -> None:
             marks = {attack.title, attack.site, "tls" if attack.tls else "no-tls"}
             if options.only and not set(options.only) <= marks:
                 continue
-            for quota in ("stock", options.quota):
+            for quota in ("stock", options.quota) if attack.stock else (options.quota,):
                 site = Site(attack.site, quota, folder if attack.tls else "")
                 try:
                     line = asyncio.run(run(attack, site))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.sites KIND stock|SIZE [FOLDER]
 
-KIND is one of SITES. With FOLDER, which has `key.pem` and `cert.pem`, it speaks TLS. Prints its port; ends with its
-stdin.
+KIND is one of SITES. With FOLDER, which has `key.pem` and `cert.pem`, it speaks TLS. Prints two ports, of two servers
+on one quota; resizes it to what comes as a line on stdin, and ends with that.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ import asyncio
 import hashlib
 import resource
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 BODY = bytes(range(256)) * (10 << 12)
 BACKLOG = 4096
+
+
+def obey(quota: Any) -> None:
+    """Until the end of stdin."""
+    for line in sys.stdin:
+        quota.memory.resize(line.strip())
 
 
 def tornado(quota: str, folder: str) -> None:
@@ -74,15 +81,17 @@ def tornado(quota: str, folder: str) -> None:
     async def main() -> None:
         nonlocal server
         if quota != "stock":
+            from eventengine import ResourceQuota
             from eventengine.bridges.tornado import QuotaHTTPServer
 
-            HTTPServer.configure(QuotaHTTPServer, quota=quota)
+            HTTPServer.configure(QuotaHTTPServer, quota=ResourceQuota("site", memory=quota))
         tls = {"certfile": f"{folder}/cert.pem", "keyfile": f"{folder}/key.pem"} if folder else None
         site = Application([("/", Digest), ("/body", Body), ("/ws", Broadcast), ("/used", Used), ("/slow", Slow)])
-        server = site.listen(0, "127.0.0.1", backlog=BACKLOG, ssl_options=tls)
+        servers = [site.listen(0, "127.0.0.1", backlog=BACKLOG, ssl_options=tls) for _ in range(2)]
+        server = servers[0]
         sending = asyncio.create_task(broadcast())
-        print(next(iter(server._sockets.values())).getsockname()[1], flush=True)
-        await asyncio.to_thread(sys.stdin.read)
+        print(*(next(iter(each._sockets.values())).getsockname()[1] for each in servers), flush=True)
+        await asyncio.to_thread(obey, getattr(server, "quota", None))
         sending.cancel()
 
     asyncio.run(main())
@@ -107,11 +116,12 @@ def _twisted(quota: str, folder: str, make: Callable[[], Any]) -> None:
 
         pem = Path(folder, "key.pem").read_bytes() + Path(folder, "cert.pem").read_bytes()
         tls = PrivateCertificate.loadPEM(pem).options()
-        port = reactor.listenSSL(0, make(), tls, backlog=BACKLOG, interface="127.0.0.1")
+        ports = [reactor.listenSSL(0, make(), tls, BACKLOG, "127.0.0.1") for _ in range(2)]
     else:
-        port = reactor.listenTCP(0, make(), backlog=BACKLOG, interface="127.0.0.1")
-    print(port.getHost().port, flush=True)
-    reactor.callInThread(lambda: (sys.stdin.read(), reactor.callFromThread(reactor.stop)))
+        ports = [reactor.listenTCP(0, make(), BACKLOG, "127.0.0.1") for _ in range(2)]
+    print(*(port.getHost().port for port in ports), flush=True)
+    quota = getattr(reactor, "quota", None)
+    reactor.callInThread(lambda: (obey(quota), reactor.callFromThread(reactor.stop)))
     reactor.run()
 
 
@@ -128,6 +138,7 @@ def twisted_echo(quota: str, folder: str) -> None:
 def twisted_web(quota: str, folder: str) -> None:
     from twisted.web.resource import Resource
     from twisted.web.server import NOT_DONE_YET, Site
+    from twisted.web.static import File
 
     class Digest(Resource):
         def render_GET(self, request: Any) -> bytes:
@@ -145,7 +156,8 @@ def twisted_web(quota: str, folder: str) -> None:
         def render_GET(self, request: Any) -> int:
             size = int(request.args[b"MiB"][0]) << 20
             request.setHeader(b"content-length", str(size).encode())
-            for start in range(0, size, 1 << 16):
+            for sent in range(0, size, 1 << 16):
+                start = sent % len(BODY)
                 request.write(BODY[start : start + (1 << 16)])
             request.finish()
             return NOT_DONE_YET
@@ -178,7 +190,10 @@ def twisted_web(quota: str, folder: str) -> None:
 
         return QuotaSite(root, quota=reactor.quota)  # type: ignore[attr-defined]
 
-    _twisted(quota, folder, site)
+    with tempfile.NamedTemporaryFile() as large:
+        large.truncate(1 << 30)
+        root.putChild(b"file", File(large.name))
+        _twisted(quota, folder, site)
 
 
 SITES = {"tornado": tornado, "twisted echo": twisted_echo, "twisted.web": twisted_web}

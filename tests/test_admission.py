@@ -416,6 +416,21 @@ def test_of_those_who_take_nothing_who_has_held_most_for_longest_is_cut_first(lo
     assert {name for name, each in connections.items() if each.is_cut} == {"most"}
 
 
+def test_a_quota_that_is_made_smaller_is_kept_to_though_nobody_writes(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    silent, reading = Connection(uploads, "takes nothing"), Connection(uploads, "reads")
+    silent.write(40 * KIB)
+    loop.now += 0.01
+    reading.write(40 * KIB)
+    reading.takes = 40 * KIB
+    uploads.memory.resize(50 * KIB)
+    loop.go(0.3)
+    assert (silent.is_cut, reading.is_cut, uploads.memory.used) == (True, False, 40 * KIB)
+    uploads.memory.resize(30 * KIB)
+    loop.go(0.3)
+    assert (reading.is_cut, reading.left, uploads.memory.used) == (False, 0, 0)
+
+
 def test_a_single_write_that_is_larger_than_the_quota_cuts_its_own_connection(loop: Loop) -> None:
     uploads = Uploads(loop)
     connection = Connection(uploads, "writes much", takes=1 * KIB)

@@ -22,7 +22,8 @@ Rules:
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
    letting the loop turn: first idle ones (see `idle`), then, of those with something unsent, who holds most and has
    moved least (bytes times the seconds since it moved), and so on until it fits. Each of these is first given the
-   chance to send: its peer may read, and only the loop have had no turn to notice.
+   chance to send: its peer may read, and only the loop have had no turn to notice. The same is done when a look finds
+   that the quota was made smaller, or that another loop has taken too much.
 """
 
 from __future__ import annotations
@@ -287,6 +288,7 @@ class Admission:
                 each.moved_at += lost
         self._tick = None
         self._start_looking()
+        self.shed()
         size = self.memory.size
         if size is not None:
             for upload in [each for each in self._waiting if each.held + each.wanted > size]:
