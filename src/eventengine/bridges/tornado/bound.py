@@ -47,8 +47,8 @@ class Bound:
         self.quota = quota
         self.loop = loop
         self.memory = quota.memory
-        self.idle: dict[object, tuple[float, Counted]] = {}
-        """Streams that wait for a request, by their connection, longest first, with when they may be closed."""
+        self.idle: dict[object, Counted] = {}
+        """Streams that wait for a request, by their connection, longest first."""
         self.connections = Connections(quota.memory, loop, COST, self._close_idle)
         self.admission = Admission(quota.memory, loop, self.connections.close_idle)
         self._closed = Tally(lambda n: gen_log.info("%r is short: %d idle connections were closed", quota, n))
@@ -64,7 +64,8 @@ class Bound:
             return found
 
     def waits_for_request(self, connection: object, stream: Counted) -> None:
-        self.idle[connection] = (monotonic() + (IDLE if stream.is_used else NEW), stream)
+        stream.ripe_at = monotonic() + (IDLE if stream.is_used else NEW)
+        self.idle[connection] = stream
 
     def has_request(self, connection: object) -> None:
         """Or was closed."""
@@ -72,9 +73,8 @@ class Bound:
 
     def _close_idle(self) -> bool:
         now = monotonic()
-        ripe = [connection for connection, (when, _) in self.idle.items() if when <= now][:_BATCH]
+        ripe = [connection for connection, stream in self.idle.items() if stream.ripe_at <= now][:_BATCH]
         for connection in ripe:
-            _, stream = self.idle.pop(connection)
             self._closed.add()
-            stream.close()
+            self.idle.pop(connection).close()
         return bool(ripe)

@@ -53,6 +53,7 @@ class Counted(IOStream):
         place: Its place among the quota's connections, if those have a limit.
         cost: Bytes that it is charged itself, if it is a server's.
         is_used: Whether a request has come on it.
+        ripe_at: When it may be closed as idle, if it still waits for a request then.
         bound: What it is charged to.
     """
 
@@ -64,9 +65,11 @@ class Counted(IOStream):
         "is_used",
         "on_closed",
         "place",
+        "ripe_at",
     )  # beside Tornado's dictionary, which is full
 
     bound: Bound
+    ripe_at: float
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.on_closed: Callable[[], object] | None = None
