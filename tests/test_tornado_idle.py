@@ -49,9 +49,8 @@ def test_idle_connections_are_charged_and_closed_when_the_quota_is_short_and_bus
         for reader, _ in streams[5:]:
             await reader.readuntil(b"\r\n\r\n")
         await until(lambda: quota.memory.used == 20 * 8192)
-        for number, kept in enumerate(bound.Bound.of(quota, asyncio.get_running_loop()).idle.copy()):
-            was = bound.Bound.of(quota, asyncio.get_running_loop()).idle
-            was[kept] = (number, was[kept][1])  # they have been idle for long
+        for number, stream in enumerate(bound.Bound.of(quota, asyncio.get_running_loop()).idle.values()):
+            stream.ripe_at = number  # they have been idle for long
         if waits:
             quota.memory.add_waiter(lambda: None)
         else:
