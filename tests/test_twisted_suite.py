@@ -1,16 +1,7 @@
-"""Twisted's own tests over our transports, beside what they give on its own reactor.
-
-What is not the same must stand in `twisted_differences.txt`, a line each: the test, what it gave on Twisted's reactor,
-what on ours, and after a # the reason.
-"""
+"""Twisted's own tests over our transports, beside what they give on its own reactor: see `suites`."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,7 +13,8 @@ if not hasattr(__import__("select"), "epoll"):
 
 from twisted import version
 
-HERE = Path(__file__).parent
+from suites import find_worse
+
 MODULES = {
     "reactors": [
         f"twisted.internet.test.test_{name}"
@@ -44,33 +36,9 @@ MODULES = {
 }
 
 
-def run(kind: str, names: list[str], folder: Path) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EVENTENGINE_")}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "twisted_suite.py"), kind, *names],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    outcomes: dict[str, str] = json.loads(done.stdout)
-    return outcomes
-
-
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("group", MODULES)
-def test_twisted_s_own_tests_give_the_same_on_our_reactor(group: str, tmp_path: Path) -> None:
+def test_what_twisted_s_own_tests_find_right_is_right_on_our_reactor(group: str, tmp_path: Path) -> None:
     if group == "protocols" and version.major < 23:
         pytest.skip("some of these hang on the stock reactor of Twisted 22, too")
-    stock, ours = (run(kind, MODULES[group], tmp_path) for kind in ("stock", "ours"))
-    print(f"{group}: stock {dict(Counter(stock.values()))}, ours {dict(Counter(ours.values()))}")
-    assert Counter(stock.values())["ok"] > 400
-    seen = {
-        f"{test} {stock.get(test)} {ours.get(test)}" for test in stock | ours if stock.get(test) != ours.get(test)
-    }
-    lines = (HERE / "twisted_differences.txt").read_text().splitlines()
-    known = {line.partition("#")[0].strip() for line in lines} - {""}
-    assert seen - known == set()
+    assert find_worse("twisted", MODULES[group], tmp_path) == set()

@@ -30,11 +30,12 @@ from tornado.log import gen_log
 from eventengine.admission import Admission, Upload
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
+from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.streams import Counted, counted
 from eventengine.quota import as_quota
 
 if TYPE_CHECKING:
-    from tornado.http1connection import HTTP1Connection
+    from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
     from tornado.httputil import HTTPConnection
 
     from eventengine.quota import ResourceQuota
@@ -121,6 +122,12 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
             bound.has_request(server_conn)
         super().on_close(server_conn)
 
+    def upgrade(self, server_conn: object, request_conn: HTTP1Connection) -> None:
+        """What is read is charged from now on, as by a QuotaTCPServer: websockets collect messages in the stream."""
+        stream = taken_over(request_conn.stream, self._bound())
+        stream.read_chunk_size = self.body_chunk_size
+        request_conn.stream = cast("HTTP1ServerConnection", server_conn).stream = stream
+
     def begin_upload(self, server_conn: object, on_cut: Callable[[], object]) -> Upload:
         """That of the connection's request; it ends with the request."""
         upload = self._uploads[server_conn] = Upload(self.admission(), on_cut)
@@ -170,11 +177,13 @@ class _Admitted(HTTPMessageDelegate):
         if isinstance(self._connection.stream, Counted):
             self._connection.stream.is_used = True
             self._connection.stream.bound.has_request(self._server_conn)
+            if "Upgrade" in headers:
+                self._server.upgrade(self._server_conn, self._connection)
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
         length = _content_length(headers)
         stream = self._connection.stream
-        if stream is not None and (streams is not None or "Upgrade" in headers):
+        if stream is not None and streams is not None:
             stream.read_chunk_size = self._server.body_chunk_size
         if streams is not None or not (length or "Transfer-Encoding" in headers):
             return streams

@@ -390,4 +390,7 @@ def taken_over(stream: IOStream, bound: Bound) -> IOStream:
         return stream
     if ahead.done():
         made.ahead = ahead.result()
+    if isinstance(stream, Counted):
+        made.place, made.cost, made.is_used = stream.place, stream.cost, stream.is_used
+        stream.place = stream.cost = None
     return made
