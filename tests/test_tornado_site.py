@@ -13,18 +13,17 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
-import tornado.test
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
+from certificates import contexts
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
 
@@ -576,26 +575,14 @@ def test_who_does_not_read_is_cut_when_the_quota_is_full_and_who_reads_gets_ever
     assert len(caplog.records) <= 2  # not one for each
 
 
-@pytest.fixture
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For a server, with the certificate of Tornado's own tests, and for its clients."""
-    certificate = Path(tornado.test.__file__).with_name("test.crt")
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, certificate.with_suffix(".key"))
-    client = ssl.create_default_context()
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-    return server, client
+def test_over_tls_bodies_are_charged_and_what_is_unsent_too() -> None:
+    for_server, for_client = contexts()
 
-
-def test_over_tls_bodies_are_charged_and_what_is_unsent_too(
-    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
-) -> None:
     async def case() -> None:
         quota, gate = ResourceQuota(memory="64MiB"), asyncio.Event()
         async with (
-            serving(quota, gate, ssl_options=contexts[0]) as port,
-            Client.to(port, contexts[1]) as client,
+            serving(quota, gate, ssl_options=for_server) as port,
+            Client.to(port, for_client) as client,
         ):
             answer = asyncio.create_task(client.put(BODY))
             await until(lambda: quota.memory.used == len(BODY))

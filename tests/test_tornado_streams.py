@@ -9,19 +9,18 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
-import tornado.test
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 from tornado.web import Application, RequestHandler
 
+from certificates import contexts
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPClient, QuotaTCPServer
 from eventengine.bridges.tornado.bound import Bound
@@ -109,16 +108,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who stalls is cut soon."""
     monkeypatch.setattr(admission, "STALLED", 0.05)
     monkeypatch.setattr(admission, "_LOOKS", 0.01)
-
-
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    certificate = Path(tornado.test.__file__).with_name("test.crt")
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, certificate.with_suffix(".key"))
-    mine = ssl.create_default_context()
-    mine.check_hostname = False
-    mine.verify_mode = ssl.CERT_NONE
-    return server, mine
 
 
 @pytest.fixture(params=["plain", "tls"])

@@ -32,6 +32,7 @@ from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.streams import Counted, counted
+from eventengine.bridges.tornado.websockets import Message
 from eventengine.quota import as_quota
 
 if TYPE_CHECKING:
@@ -122,12 +123,6 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
             bound.has_request(server_conn)
         super().on_close(server_conn)
 
-    def upgrade(self, server_conn: object, request_conn: HTTP1Connection) -> None:
-        """What is read is charged from now on, as by a QuotaTCPServer: websockets collect messages in the stream."""
-        stream = taken_over(request_conn.stream, self._bound())
-        stream.read_chunk_size = self.body_chunk_size
-        request_conn.stream = cast("HTTP1ServerConnection", server_conn).stream = stream
-
     def begin_upload(self, server_conn: object, on_cut: Callable[[], object]) -> Upload:
         """That of the connection's request; it ends with the request."""
         upload = self._uploads[server_conn] = Upload(self.admission(), on_cut)
@@ -174,11 +169,12 @@ class _Admitted(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        if isinstance(self._connection.stream, Counted):
-            self._connection.stream.is_used = True
-            self._connection.stream.bound.has_request(self._server_conn)
-            if "Upgrade" in headers:
-                self._server.upgrade(self._server_conn, self._connection)
+        stream = self._connection.stream
+        if isinstance(stream, Counted):
+            stream.is_used = True
+            stream.bound.has_request(self._server_conn)
+            if headers.get("Upgrade", "").lower() == "websocket":
+                self._upgrade(stream)
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
         length = _content_length(headers)
@@ -243,6 +239,12 @@ class _Admitted(HTTPMessageDelegate):
         if self._upload is not None:
             self._upload.end()
         self._delegate.on_connection_close()
+
+    def _upgrade(self, stream: Counted) -> None:
+        """To a websocket: what is read is charged from now on, as by a QuotaTCPServer."""
+        made = taken_over(stream, stream.bound, Message())
+        made.read_chunk_size = self._server.body_chunk_size
+        self._connection.stream = cast("HTTP1ServerConnection", self._server_conn).stream = made
 
     async def _receive_later(self, room: Awaitable[None], chunk: bytes) -> None:
         await room

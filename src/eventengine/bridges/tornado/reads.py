@@ -5,9 +5,9 @@ Tornado collects what a read asks for in the stream's buffer, up to 100 MiB. Wha
 
 Rules:
 
-1. `_size` is what the buffer holds. Tornado has no public name for that, but all that comes in passes `read_from_fd`,
-   and what goes out is the result of a read. What one that was cancelled has dropped is not known, so the count begins
-   anew then: what may be left is not charged.
+1. `_size` is what the buffer holds, and what the reader of a websocket keeps. Tornado has no public name for that, but
+   all that comes in passes `read_from_fd`, and what goes out is the result of a read. What one that was cancelled has
+   dropped is not known, so the count begins anew then: what may be left is not charged.
 2. The charge follows the buffer when an event was handled, or when a method that reads returns. So a read that one
    chunk satisfies is not charged at all. Where there is little room, it is taken before anything is read.
 3. `read_bytes` tells how much it wants. When that begins to come, room for all of it is asked for first, as for an
@@ -33,6 +33,7 @@ from tornado.netutil import ssl_wrap_socket
 
 from eventengine.admission import Upload
 from eventengine.bridges.tornado.streams import Counted, made_anew
+from eventengine.bridges.tornado.websockets import Message
 
 if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
@@ -131,9 +132,11 @@ class Bounded(Counted):
 
     Attributes:
         ahead: What was read before the stream was made, and comes first.
+        message: That of the websocket that reads from it, if one does.
     """
 
     ahead = b""
+    message: Message | None = None
     _buffer: _Buffer | None = None  # none before `charge`, and when it was closed
     _watch: _Watch
     _size = 0  # rule 1
@@ -168,6 +171,7 @@ class Bounded(Counted):
         self._buffer = _Buffer(bound.admission, on_stalled)
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        self.message = None  # what reads so is no websocket
         read = super().read_until_regex
         return self._read(lambda: read(regex, max_bytes))
 
@@ -177,7 +181,8 @@ class Bounded(Counted):
 
     def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
         read = super().read_bytes
-        return self._read(lambda: read(num_bytes, partial), wants=0 if partial else num_bytes)
+        kept = 0 if self.message is None else self.message.size
+        return self._read(lambda: read(num_bytes, partial), wants=0 if partial else kept + num_bytes)
 
     def read_into(self, buf: bytearray, partial: bool = False) -> Awaitable[int]:
         read = super().read_into
@@ -276,7 +281,9 @@ class Bounded(Counted):
             if pending.cancelled():
                 self._size = 0  # rule 1
             elif pending.exception() is None and not self._is_into:
-                self._size = max(0, self._size - len(pending.result()))
+                result = pending.result()
+                gone = len(result) if self.message is None else self.message.read(result)
+                self._size = max(0, self._size - gone)
             self._wants = 0
             self._is_into = False
         buffer = self._buffer
@@ -380,8 +387,8 @@ def bounded(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStr
     return made
 
 
-def taken_over(stream: IOStream, bound: Bound) -> IOStream:
-    """The same of one that is connected, and may have read ahead."""
+def taken_over(stream: IOStream, bound: Bound, message: Message | None = None) -> IOStream:
+    """The same of one that is connected, and may have read ahead; `message` if a websocket reads from it."""
     ahead = cast("Future[bytes]", stream.read_bytes(stream.max_buffer_size, partial=True))
     if stream.closed():
         return stream
@@ -390,6 +397,7 @@ def taken_over(stream: IOStream, bound: Bound) -> IOStream:
         return stream
     if ahead.done():
         made.ahead = ahead.result()
+    made.message = message
     if isinstance(stream, Counted):
         made.place, made.cost, made.is_used = stream.place, stream.cost, stream.is_used
         stream.place = stream.cost = None

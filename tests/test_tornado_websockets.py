@@ -1,0 +1,249 @@
+"""Websockets on a `QuotaHTTPServer`, whose peer makes its frames by hand (RFC 6455)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytest.importorskip("tornado", reason="needs the extra tornado")
+
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketHandler
+
+from certificates import contexts
+from eventengine import ResourceQuota, admission
+from eventengine.bridges.tornado import QuotaHTTPServer, streams
+from eventengine.bridges.tornado.websockets import Message
+
+KIB = 1 << 10
+FINAL, CONTINUES, BINARY, PING = 0x80, 0, 2, 9
+
+
+class Digest(WebSocketHandler):
+    def on_message(self, message: str | bytes) -> None:
+        assert isinstance(message, bytes)
+        self.write_message(hashlib.sha256(message).hexdigest())
+
+
+class Here(RequestHandler):
+    def get(self) -> None:
+        self.write("here")
+
+
+@pytest.fixture(autouse=True)
+def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests here count the bytes of messages."""
+    monkeypatch.setattr(streams, "COST", 0)
+    monkeypatch.setattr(streams, "TLS_COST", 0)
+
+
+@asynccontextmanager
+async def serving(quota: ResourceQuota, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Gives the port of a site; in the end nothing is charged any more."""
+    server = QuotaHTTPServer(Application([("/", Digest), ("/here", Here)]), quota=quota, ssl_options=context)
+    [sock] = bind_sockets(0, "127.0.0.1")
+    server.add_sockets([sock])
+    try:
+        yield sock.getsockname()[1]
+    finally:
+        server.stop()
+        await server.close_all_connections()
+    await until(lambda: not quota.memory.used)
+    assert not quota.memory.somebody_waits
+
+
+def frame(first: int, payload: bytes, length: int | None = None) -> bytes:
+    """One with a mask of zeros; it says that its payload has `length` bytes."""
+    size = len(payload) if length is None else length
+    if size < 126:
+        head = bytes([first, 0x80 | size])
+    elif size < 1 << 16:
+        head = bytes([first, 0x80 | 126]) + size.to_bytes(2)
+    else:
+        head = bytes([first, 0x80 | 127]) + size.to_bytes(8)
+    return head + bytes(4) + payload
+
+
+HANDSHAKE = (
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    @asynccontextmanager
+    async def to(
+        cls, port: int, context: ssl.SSLContext | None = None, ahead: bytes = b""
+    ) -> AsyncIterator[Client]:
+        """A websocket; `ahead` is sent with the handshake."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        try:
+            writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + HANDSHAKE + ahead)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+
+    async def answer(self) -> str:
+        """A text of 64 characters."""
+        assert await self.reader.readexactly(2) == bytes([FINAL | 1, 64])
+        return (await self.reader.readexactly(64)).decode()
+
+    async def is_closed(self) -> bool:
+        try:
+            return not await self.reader.read(1)
+        except ConnectionError:
+            return True
+
+
+def run(case: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(case(), 60.0))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # a quota has no event
+        await asyncio.sleep(0.001)
+
+
+def digest(message: bytes) -> str:
+    return hashlib.sha256(message).hexdigest()
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_messages_of_any_size_arrive_and_leave_nothing_charged(over_tls: bool) -> None:
+    server, client = contexts() if over_tls else (None, None)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="4MiB")
+        first = os.urandom(3000)
+        async with (
+            serving(quota, server) as port,
+            Client.to(port, client, ahead=frame(FINAL | BINARY, first)) as socket,
+        ):
+            assert await socket.answer() == digest(first)
+            for size in (0, 1, 125, 126, 65535, 65536, 1 << 20):
+                message = os.urandom(size)
+                socket.writer.write(frame(FINAL | BINARY, message))
+                assert await socket.answer() == digest(message)
+                await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_a_message_that_is_half_there_is_charged_whole() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="4MiB")
+        async with serving(quota) as port, Client.to(port) as socket:
+            socket.writer.write(frame(FINAL | BINARY, bytes(600 * KIB), 800 * KIB))
+            await until(lambda: quota.memory.used == 800 * KIB)
+            socket.writer.write(bytes(200 * KIB))
+            assert await socket.answer() == digest(bytes(800 * KIB))
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_fragments_are_charged_until_the_last_has_come() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="4MiB")
+        async with serving(quota) as port, Client.to(port) as socket:
+            pieces = [os.urandom(50 * KIB) for _ in range(10)]
+            for number, piece in enumerate(pieces):
+                socket.writer.write(frame(CONTINUES if number else BINARY, piece))
+                await until(lambda number=number: quota.memory.used >= 50 * KIB * (number + 1))
+                socket.writer.write(frame(FINAL | PING, b"between"))
+                assert await socket.reader.readexactly(9) == bytes([FINAL | 0xA, 7]) + b"between"
+                assert 0 <= quota.memory.used - 50 * KIB * (number + 1) < 16  # and room for what is read next
+            socket.writer.write(frame(FINAL | CONTINUES, b"end"))
+            assert await socket.answer() == digest(b"".join(pieces) + b"end")
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+@pytest.mark.parametrize("first", [FINAL | BINARY, BINARY])
+def test_messages_that_stall_give_way_to_one_that_comes(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    monkeypatch.setattr(admission, "STALLED", 0.05)
+    monkeypatch.setattr(admission, "_LOOKS", 0.01)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with (
+            serving(quota) as port,
+            Client.to(port) as one,
+            Client.to(port) as other,
+            Client.to(port) as late,
+        ):
+            for socket in (one, other):
+                whole = 400 * KIB if first & FINAL else None
+                socket.writer.write(frame(first, bytes(300 * KIB), whole))
+            await until(lambda: quota.memory.used >= 600 * KIB)
+            message = os.urandom(700 * KIB)
+            late.writer.write(frame(FINAL | BINARY, message))
+            assert await late.answer() == digest(message)
+            assert await one.is_closed()
+            assert quota.memory.peak <= 1 << 20
+
+    run(case)
+
+
+def test_a_message_that_is_larger_than_the_quota_ends_its_connection_alone() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="256KiB")
+        async with serving(quota) as port, Client.to(port) as large, Client.to(port) as small:
+            large.writer.write(frame(FINAL | BINARY, bytes(100), 1 << 20))
+            assert await large.is_closed()
+            small.writer.write(frame(FINAL | BINARY, b"small"))
+            assert await small.answer() == digest(b"small")
+
+    run(case)
+
+
+def test_a_handler_that_is_no_websocket_answers_and_the_connection_goes_on() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(3):
+                for head in (HANDSHAKE, b"\r\n"):
+                    writer.write(b"GET /here HTTP/1.1\r\nHost: 127.0.0.1\r\n" + head)
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                    assert await reader.readexactly(4) == b"here"
+                writer.write(b"GET /here HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+                writer.write(b"5\r\nabcde\r\n2\r\nfg\r\n0\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\nhere")
+            await until(lambda: quota.memory.used == 0)
+            writer.close()
+
+    run(case)
+
+
+def test_what_a_reader_keeps_is_told_by_what_it_was_given() -> None:
+    message = Message()
+    steps = [
+        (b"\x02\xfe", 2, 0),  # begins, masked, with two bytes of length
+        (b"\x01\x00", 2, 0),
+        (b"mask", 4, 0),
+        (bytes(256), 0, 256),
+        (b"\x89\x00", 2, 256),  # a ping without a payload
+        (b"", 0, 256),
+        (b"\x00\x03", 2, 256),
+        (b"abc", 0, 259),
+        (b"\x80\x01", 2, 259),
+        (b"d", 260, 0),
+        (b"a line\n", 7, 0),  # of who reads otherwise
+    ]
+    for data, gone, size in steps:
+        assert (message.read(data), message.size) == (gone, size)
