@@ -190,9 +190,9 @@ async def listen_to_broadcast(site: Site, number: int) -> None:
         writer.close()
 
 
-async def open_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def open_websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str = "/ws") -> None:
     key = base64.b64encode(os.urandom(16)).decode()
-    head = "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     writer.write(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")
 
@@ -245,6 +245,41 @@ async def stall_in_broadcast(site: Site, stalled: Stalled) -> None:
     writer.transport.pause_reading()  # type: ignore[attr-defined]
 
 
+async def stall_in_a_message(site: Site, stalled: Stalled) -> None:
+    """6 MiB of one of 8 MiB, in fragments of 1 MiB."""
+    reader, writer = await connect(site, limit=1 << 10)
+    stalled.connections.append((reader, writer))
+    await open_websocket(reader, writer, "/digest")
+    with contextlib.suppress(ConnectionError):
+        for number in range(6):
+            writer.write(frame(0 if number else 2, bytes(MIB)))
+            await writer.drain()
+
+
+async def send_message(site: Site, number: int) -> None:
+    """Of 4 MiB, and gets its digest."""
+    message = hashlib.sha256(b"%d" % number).digest() * (BODY // 32)
+    reader, writer = await connect(site)
+    try:
+        await open_websocket(reader, writer, "/digest")
+        whole = frame(0x82, message)
+        piece = MIB // 10 if number % 5 == 0 else len(whole)
+        for start in range(0, len(whole), piece):
+            writer.write(whole[start : start + piece])
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        await reader.readexactly(2)
+        if (await reader.readexactly(64)).decode() != hashlib.sha256(message).hexdigest():
+            raise ValueError("a wrong digest")
+    finally:
+        writer.close()
+
+
+def frame(first: int, payload: bytes) -> bytes:
+    """One of 64 KiB or more, with a mask of zeros (RFC 6455, section 5.2)."""
+    return bytes([first, 0xFF]) + len(payload).to_bytes(8) + bytes(4) + payload
+
+
 async def stall_in_a_line(site: Site, stalled: Stalled) -> None:
     _, writer = await stalled.connect(site)
     writer.write(b"GET /a/path/that/does/not/e")
@@ -281,6 +316,7 @@ ATTACKS = [
         Attack("uploads of 8 MiB", "tornado", stall_after_6_mib, 200, upload, tls=tls),
         Attack("downloads of 10 MiB", "tornado", stall_in_download, 200, download, tls=tls),
         Attack("a websocket broadcast", "tornado", stall_in_broadcast, 200, listen_to_broadcast, 200, tls=tls),
+        Attack("websocket messages", "tornado", stall_in_a_message, 200, send_message, tls=tls),
         Attack("uploads of 8 MiB", "twisted.web", stall_after_6_mib, 200, upload, tls=tls),
         Attack("uploads of 96 kB", "twisted.web", stall_before_the_last_byte, 1500, upload, tls=tls),
         Attack("downloads of 10 MiB", "twisted.web", stall_in_download, 200, download, tls=tls),

@@ -57,6 +57,11 @@ def tornado(quota: str, folder: str) -> None:
         def put(self) -> None:
             self.write(hashlib.sha256(self.request.body).hexdigest())
 
+    class Digests(WebSocketHandler):
+        def on_message(self, message: str | bytes) -> None:
+            assert isinstance(message, bytes)
+            self.write_message(hashlib.sha256(message).hexdigest())
+
     class Broadcast(WebSocketHandler):
         def open(self, *_: str) -> None:
             readers.add(self)
@@ -86,7 +91,8 @@ def tornado(quota: str, folder: str) -> None:
 
             HTTPServer.configure(QuotaHTTPServer, quota=ResourceQuota("site", memory=quota))
         tls = {"certfile": f"{folder}/cert.pem", "keyfile": f"{folder}/key.pem"} if folder else None
-        site = Application([("/", Digest), ("/body", Body), ("/ws", Broadcast), ("/used", Used), ("/slow", Slow)])
+        pages = {"/": Digest, "/body": Body, "/ws": Broadcast, "/digest": Digests, "/used": Used, "/slow": Slow}
+        site = Application(list(pages.items()))
         servers = [site.listen(0, "127.0.0.1", backlog=BACKLOG, ssl_options=tls) for _ in range(2)]
         server = servers[0]
         sending = asyncio.create_task(broadcast())

@@ -70,11 +70,31 @@ class Counting(RequestHandler):
         self.write(str(self.count))
 
 
+@stream_request_body
+class Slow(Counting):
+    """Takes a piece only when `gate` is open."""
+
+    def initialize(self, gate: asyncio.Event | None = None) -> None:
+        super().initialize()
+        self.gate = gate
+
+    async def data_received(self, chunk: bytes) -> None:
+        super().data_received(chunk)
+        assert self.gate is not None
+        await self.gate.wait()
+
+
 @asynccontextmanager
 async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any) -> AsyncIterator[int]:
     """Gives the port of a site; in the end all its connections are closed, and nothing is charged any more."""
     application = Application(
-        [("/", Digest, {"gate": gate}), ("/counting", Counting), ("/body", Body), ("/cycle", Cycle)]
+        [
+            ("/", Digest, {"gate": gate}),
+            ("/counting", Counting),
+            ("/slow", Slow, {"gate": gate}),
+            ("/body", Body),
+            ("/cycle", Cycle),
+        ]
     )
     server = QuotaHTTPServer(application, quota=quota, **options)
     [sock] = bind_sockets(0, "127.0.0.1")
@@ -511,12 +531,12 @@ def test_what_waits_reads_no_further_than_its_headers_came_with() -> None:
     run(case)
 
 
-def test_a_handler_that_streams_its_body_is_not_charged() -> None:
+def test_a_body_that_is_taken_in_pieces_may_be_larger_than_the_quota() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="64KiB")
         async with serving(quota) as port, Client.to(port) as client:
             assert await client.put(bytes(2 * MIB), "/counting") == (200, str(2 * MIB))
-        assert quota.memory.peak == 0
+        assert quota.memory.peak == 64 * KIB
 
     run(case)
 
@@ -594,6 +614,46 @@ def test_over_tls_bodies_are_charged_and_what_is_unsent_too() -> None:
             await client.reader.readuntil(b"\r\n\r\n")
             assert await client.reader.readexactly(len(BODY)) == BODY
             await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_a_body_that_is_taken_in_pieces_is_charged_one() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            client.begin(bytes(2 * MIB), 2 * MIB, path="/slow")
+            await until(lambda: quota.memory.used == 64 * KIB)
+            gate.set()
+            assert await client.answer() == (200, str(2 * MIB))
+            assert quota.memory.peak == 64 * KIB
+            client.begin(bytes(100), 100, path="/slow")
+            assert await client.answer() == (200, "100")
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_of_bodies_taken_in_pieces_who_stalls_gives_way_and_whose_handler_is_slow_does_not() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="128KiB"), asyncio.Event()
+        async with (
+            serving(quota, gate) as port,
+            Client.to(port) as held,
+            Client.to(port) as stalled,
+            Client.to(port) as late,
+        ):
+            held.begin(bytes(100 * KIB), MIB, path="/slow")
+            await until(lambda: quota.memory.used == 64 * KIB)
+            stalled.begin(bytes(100 * KIB), MIB, path="/counting")
+            await until(lambda: quota.memory.used == 128 * KIB)
+            late.begin(bytes(100 * KIB), 100 * KIB, path="/counting")
+            assert await late.answer() == (200, str(100 * KIB))
+            assert await stalled.answer() == (408, "")
+            gate.set()
+            held.writer.write(bytes(MIB - 100 * KIB))
+            assert await held.answer() == (200, str(MIB))
 
     run(case)
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -118,6 +118,16 @@ class Upload:
     def moved(self) -> None:
         """Bytes have arrived."""
         self.moved_at = monotonic()
+
+    async def while_nothing_is_read(self, handled: Awaitable[None]) -> None:
+        """Waits for `handled`: its sender is held back meanwhile, and cannot be said to stall."""
+        self._admission.forget(self)
+        try:
+            await handled
+        finally:
+            if self._on_cut is not None:
+                self.moved()
+                self._admission.watch(self)
 
     def complete(self) -> None:
         """All has arrived: it cannot stall any more, and holds its room until `end`."""

@@ -71,8 +71,8 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
     A body waits, unread, until the quota has room for its `Content-Length`; TCP's flow control holds its sender back
     meanwhile. The smallest goes first, and who has waited for ten seconds before all. One that is longer than the quota
     is answered with 413. One that has sent nothing for two seconds while others wait is answered with 408 and closed;
-    who keeps sending, however slowly, is not. A chunked body asks for room as it grows. A handler with
-    `@stream_request_body` holds what it likes and is not charged.
+    who keeps sending, however slowly, is not. A chunked body asks for room as it grows. One that a handler with
+    `@stream_request_body` takes is charged a piece of it; what the handler keeps, it may charge itself.
 
     What was written and not sent yet is charged; when that is more than there is, connections are cut, first those that
     hold most and have taken least. Where the quota has a limit of `connections`, those beyond it stay in the backlog.
@@ -179,10 +179,10 @@ class _Admitted(HTTPMessageDelegate):
         self._streams = streams is not None
         length = _content_length(headers)
         stream = self._connection.stream
-        if stream is not None and streams is not None:
-            stream.read_chunk_size = self._server.body_chunk_size
-        if streams is not None or not (length or "Transfer-Encoding" in headers):
+        if not (length or "Transfer-Encoding" in headers):
             return streams
+        if streams is not None:
+            return self._begin_to_stream(streams, length)
         most = self._server.conn_params.max_body_size
         if stream is None or length > (stream.max_buffer_size if most is None else most):
             return None  # Tornado refuses it
@@ -202,7 +202,7 @@ class _Admitted(HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         if self._streams:
-            return self._delegate.data_received(chunk)
+            return self._pass_on(chunk)
         upload = self._upload
         if upload is None:
             upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
@@ -226,7 +226,10 @@ class _Admitted(HTTPMessageDelegate):
 
     def finish(self) -> None:
         if self._upload is not None:
-            self._upload.complete()
+            if self._streams:
+                self._upload.end()
+            else:
+                self._upload.complete()
             if self._connection.stream is not None:
                 self._connection.stream.read_chunk_size = min(READ_AHEAD, self._server.body_chunk_size)
         delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
@@ -245,6 +248,30 @@ class _Admitted(HTTPMessageDelegate):
         made = taken_over(stream, stream.bound, Message())
         made.read_chunk_size = self._server.body_chunk_size
         self._connection.stream = cast("HTTP1ServerConnection", self._server_conn).stream = made
+
+    async def _begin_to_stream(self, prepared: Awaitable[None], length: int) -> None:
+        """A body that its handler takes in pieces is charged one piece, until its end."""
+        await prepared
+        stream = self._connection.stream
+        if stream is None or stream.closed():
+            return
+        server = self._server
+        upload = self._upload = server.begin_upload(self._server_conn, self._on_stalled)
+        size = min(length or server.body_chunk_size, server.body_chunk_size, server.quota.memory.size or 1 << 62)
+        waits = self._ask(upload, size)
+        if waits is not None:
+            await waits
+        else:
+            stream.read_chunk_size = server.body_chunk_size
+
+    def _pass_on(self, chunk: bytes) -> Awaitable[None] | None:
+        upload = self._upload
+        if self._is_over or upload is None:
+            self._is_cut_short = True
+            return None
+        upload.moved()
+        handled = self._delegate.data_received(chunk)
+        return None if handled is None else upload.while_nothing_is_read(handled)
 
     async def _receive_later(self, room: Awaitable[None], chunk: bytes) -> None:
         await room
