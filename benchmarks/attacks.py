@@ -209,6 +209,15 @@ async def stall_after_6_mib(site: Site, stalled: Stalled) -> None:
     await stall_in_upload(site, stalled, 6 * MIB, 8 * MIB)
 
 
+async def stall_in_chunks(site: Site, stalled: Stalled) -> None:
+    _, writer = await stalled.connect(site)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(96):
+            writer.write(b"10000\r\n%b\r\n" % bytes(1 << 16))
+            await writer.drain()
+
+
 async def stall_before_the_last_byte(site: Site, stalled: Stalled) -> None:
     await stall_in_upload(site, stalled, 95_999, 96_000)
 
@@ -314,6 +323,7 @@ ATTACKS = [
     for tls in (False, True)
     for attack in (
         Attack("uploads of 8 MiB", "tornado", stall_after_6_mib, 200, upload, tls=tls),
+        Attack("uploads in chunks", "tornado", stall_in_chunks, 200, upload, tls=tls),
         Attack("downloads of 10 MiB", "tornado", stall_in_download, 200, download, tls=tls),
         Attack("a websocket broadcast", "tornado", stall_in_broadcast, 200, listen_to_broadcast, 200, tls=tls),
         Attack("websocket messages", "tornado", stall_in_a_message, 200, send_message, tls=tls),

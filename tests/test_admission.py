@@ -44,8 +44,8 @@ class Uploads:
         self.ask(name, size)
         return upload
 
-    def ask(self, name: str, size: int) -> None:
-        if self.made[name].ask(size, lambda: self.admitted.append(name)):
+    def ask(self, name: str, size: int, *, grows: bool = False) -> None:
+        if self.made[name].ask(size, lambda: self.admitted.append(name), grows=grows):
             self.admitted.append(name)
 
 
@@ -172,21 +172,60 @@ def test_who_moves_is_not_cut_and_who_is_complete_neither(loop: Loop) -> None:
 
 def test_when_all_wait_for_more_the_one_that_holds_most_is_cut_alone(loop: Loop) -> None:
     uploads = Uploads(loop)
-    uploads.begin("less", 40 * KIB)
+    uploads.begin("less", 30 * KIB)
     uploads.begin("more", 60 * KIB)
-    uploads.ask("less", 10 * KIB)
-    uploads.ask("more", 10 * KIB)
+    uploads.ask("less", 10 * KIB, grows=True)
+    uploads.ask("more", 10 * KIB, grows=True)
     loop.go(STALLED + 0.5)
     assert uploads.cut == ["more"]
     assert uploads.admitted == ["less", "more", "less"]
-    assert uploads.memory.used == 50 * KIB
+    assert uploads.memory.used == 40 * KIB
+
+
+def test_of_those_who_wait_for_more_as_many_are_cut_as_it_takes_to_let_in_who_knows_its_length(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    for number in range(6, 15):
+        uploads.begin(f"grows from {number}", number * KIB)
+    for number in range(6, 15):
+        uploads.ask(f"grows from {number}", 5 * KIB, grows=True)
+    uploads.begin("whole", 35 * KIB)
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["grows from 14", "grows from 13", "grows from 12"]
+    assert "whole" in uploads.admitted
+
+
+def test_who_grows_lets_those_go_first_whose_length_is_known(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    first = uploads.begin("first", 80 * KIB)
+    uploads.begin("grows", 1 * KIB)
+    uploads.ask("grows", 20 * KIB, grows=True)
+    uploads.begin("whole", 80 * KIB)
+    first.end()
+    loop.turn()
+    assert uploads.admitted == ["first", "grows", "whole"]
+    uploads.made["whole"].end()
+    loop.turn()
+    assert uploads.admitted == ["first", "grows", "whole", "grows"]
+
+
+def test_a_sixteenth_is_left_but_by_who_is_larger_than_the_rest(loop: Loop) -> None:
+    uploads = Uploads(loop, 160 * KIB)
+    uploads.begin("one", 100 * KIB)
+    uploads.begin("other", 51 * KIB)
+    assert uploads.admitted == ["one"]
+    uploads.begin("fits", 50 * KIB)
+    assert uploads.admitted == ["one", "fits"]
+    for upload in uploads.made.values():
+        upload.end()
+    uploads.begin("all", 160 * KIB)
+    assert uploads.admitted == ["one", "fits", "all"]
 
 
 def test_who_waits_for_more_while_another_moves_is_cut_after_twice_as_long(loop: Loop) -> None:
     uploads = Uploads(loop)
-    uploads.begin("waits for more", 40 * KIB)
+    uploads.begin("waits for more", 30 * KIB)
     moving = uploads.begin("moves", 60 * KIB)
-    uploads.ask("waits for more", 10 * KIB)
+    uploads.ask("waits for more", 10 * KIB, grows=True)
     for _ in range(3):
         loop.go(STALLED / 2)
         moving.moved()

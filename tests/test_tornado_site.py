@@ -316,14 +316,14 @@ def test_chunked_bodies_that_wait_for_one_another_are_not_stuck() -> None:
             clients = (one, two, three, four)
             for client in clients:
                 client.begin_chunks()
-                client.chunk(bytes(60 * KIB))
-            await until(lambda: quota.memory.used >= 240 * KIB)
+                client.chunk(bytes(58 * KIB))
+            await until(lambda: quota.memory.used >= 232 * KIB)
             for client in clients:
-                client.chunk(bytes(60 * KIB))
+                client.chunk(bytes(58 * KIB))
                 client.chunk(b"")
             answers = await asyncio.gather(*(client.answer() for client in clients))
             assert {code for code, _ in answers} == {200, 408}
-            assert {text for code, text in answers if code == 200} == {digest(bytes(120 * KIB))}
+            assert {text for code, text in answers if code == 200} == {digest(bytes(116 * KIB))}
 
     run(case)
 
@@ -637,7 +637,7 @@ def test_a_body_that_is_taken_in_pieces_is_charged_one() -> None:
 @pytest.mark.usefixtures("impatient")
 def test_of_bodies_taken_in_pieces_who_stalls_gives_way_and_whose_handler_is_slow_does_not() -> None:
     async def case() -> None:
-        quota, gate = ResourceQuota(memory="128KiB"), asyncio.Event()
+        quota, gate = ResourceQuota(memory="160KiB"), asyncio.Event()
         async with (
             serving(quota, gate) as port,
             Client.to(port) as held,

@@ -9,14 +9,16 @@ What connections have written and their peers not read is charged beside them (`
 Rules:
 
 1. Everything here is the loop's thread's, but for `_on_room`, which any thread may call.
-2. The smallest goes first, for it waits for the least. That the large do not wait for ever, the oldest goes before all
+2. The smallest goes first, for it waits for the least; but those whose length is known go before those who ask as they
+   grow, of whom nobody knows when they are done. That the large do not wait for ever, the oldest goes before all
    others when it has waited for PATIENCE seconds, for as many seconds, and again after as many more: it holds the
-   others back by turns, for those who hold what it wants may be slow.
+   others back by turns, for those who hold what it wants may be slow. A sixteenth of the quota is left for what is
+   small, such as new connections, but by one that is larger than the rest.
 3. Who holds room for what is still to move, either way, and has moved nothing for STALLED seconds while somebody waits
    is cut. Who keeps moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another
-   loop. Time in which the loop did not turn counts for nobody. Uploads whose length is not known ask as they go, and
-   may come to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move
-   after twice as long.
+   loop. Time in which the loop did not turn counts for nobody. Those who ask as they grow may come to wait for one
+   another, or for who is slow: then the one of them that holds most is cut, if others move after twice as long; and as
+   many as it takes to let in those whose length is known.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
@@ -73,14 +75,26 @@ class Upload:
 
     Attributes:
         held: The bytes that it has room for.
+        grows: Whether what it has asked for last may not be all.
     """
 
-    __slots__ = ("__weakref__", "_admission", "_on_admitted", "_on_cut", "_wanted", "held", "moved_at", "since")
+    __slots__ = (
+        "__weakref__",
+        "_admission",
+        "_on_admitted",
+        "_on_cut",
+        "_wanted",
+        "grows",
+        "held",
+        "moved_at",
+        "since",
+    )
 
     def __init__(self, admission: Admission, on_cut: Callable[[], object]) -> None:
         self._admission = admission
         self.held = 0
         self._wanted = 0
+        self.grows = False
         self._on_admitted: Callable[[], object] | None = None
         self._on_cut: Callable[[], object] | None = on_cut
         self.moved_at = self.since = monotonic()
@@ -90,12 +104,13 @@ class Upload:
         """The bytes that it waits for; 0 while it does not wait."""
         return self._wanted
 
-    def ask(self, size: int, on_admitted: Callable[[], object]) -> bool:
-        """Asks for room for `size` bytes more. True: it has them. False: `on_admitted` is called when it has, and no
-        byte may be taken off the socket until then."""
+    def ask(self, size: int, on_admitted: Callable[[], object], *, grows: bool = False) -> bool:
+        """Asks for room for `size` bytes more; `grows`: it may ask again. True: it has them. False: `on_admitted` is
+        called when it has, and no byte may be taken off the socket until then."""
         if self._on_cut is None:
             raise ClosedResourceError("the upload is complete, or was ended")
         self._wanted = size
+        self.grows = grows
         self.since = monotonic()
         if self._admission.let_in(self):
             return True
@@ -168,9 +183,9 @@ class Admission:
     """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`."""
 
     __slots__ = (
-        "_by_size",
         "_close_idle",
         "_contended_since",
+        "_line",
         "_looked_at",
         "_loop",
         "_posted",
@@ -187,8 +202,8 @@ class Admission:
         self._close_idle = close_idle
         self.moving: set[Upload | Unsent] = set()
         self._loop = loop
-        self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_by_size`
-        self._by_size: list[tuple[int, int, Upload]] = []  # a heap, with entries of some who wait no more
+        self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_line`
+        self._line: list[tuple[bool, int, int, Upload]] = []  # a heap, with entries of some who wait no more
         self._contended_since: float | None = None
         self._looked_at = 0.0
         self._posted = False
@@ -197,11 +212,17 @@ class Admission:
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
         number = self._waiting[upload] = next(_numbers)
-        heapq.heappush(self._by_size, (upload.wanted, number, upload))
+        heapq.heappush(self._line, (upload.grows, upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
         self._let_in_who_fit()
         self._start_looking()
         return not upload.wanted
+
+    def try_take(self, upload: Upload, size: int) -> bool:
+        """Rule 2's last sentence."""
+        whole = self.memory.size or 0
+        rest = whole - whole // 16
+        return self.memory.try_take(size, whole - rest if upload.held + size <= rest else 0)
 
     def watch(self, each: Upload | Unsent) -> None:
         """It may stall from now on."""
@@ -262,7 +283,7 @@ class Admission:
     def _let_in_who_fit(self) -> None:
         while self._waiting:
             first = self._first()
-            if not self.memory.try_take(first.wanted):
+            if not self.try_take(first, first.wanted):
                 return
             self._remove(first)
             self.moving.add(first)
@@ -274,15 +295,15 @@ class Admission:
         oldest = next(iter(self._waiting))
         if (monotonic() - oldest.since) // PATIENCE % 2:
             return oldest
-        return self._by_size[0][2]
+        return self._line[0][3]
 
     def _remove(self, upload: Upload) -> None:
         del self._waiting[upload]
-        if len(self._by_size) > 2 * len(self._waiting) + 64:
-            self._by_size = [(each.wanted, number, each) for each, number in self._waiting.items()]
-            heapq.heapify(self._by_size)
-        while self._by_size and self._waiting.get(self._by_size[0][2]) != self._by_size[0][1]:
-            heapq.heappop(self._by_size)
+        if len(self._line) > 2 * len(self._waiting) + 64:
+            self._line = [(each.grows, each.wanted, number, each) for each, number in self._waiting.items()]
+            heapq.heapify(self._line)
+        while self._line and self._waiting.get(self._line[0][3]) != self._line[0][2]:
+            heapq.heappop(self._line)
 
     def _start_looking(self) -> None:
         if self._tick is None and (self.moving or self._waiting):
@@ -318,7 +339,11 @@ class Admission:
             # Those that have a part and wait for more: one of them makes room.
             patience = STALLED if all(each.wanted for each in self.moving) else 2 * STALLED
             waiting = [each for each in self.moving if each.wanted and each.moved_at <= now - patience]
-            stalled = sorted(waiting, key=lambda each: each.held)[-1:]
+            waiting.sort(key=lambda each: each.held)
+            short = sum(each.wanted for each in self._waiting if not each.grows)
+            while waiting and (short > 0 or not stalled):
+                stalled.append(waiting.pop())
+                short -= stalled[-1].held
             if stalled:
                 self._contended_since = now
         for each in stalled:

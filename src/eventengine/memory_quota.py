@@ -162,12 +162,12 @@ class MemoryQuota:
         self._reclaim()
         return amount
 
-    def try_take(self, amount: int) -> bool:
-        """Counts `amount` bytes as taken, if there is room for them."""
+    def try_take(self, amount: int, leave: int = 0) -> bool:
+        """Counts `amount` bytes as taken, if there is room for them and `leave` bytes more."""
         with self._lock:
             self._fold()
-            self._trim(self._taken + amount - self._size)
-            if self._taken + amount > self._size:
+            self._trim(self._taken + amount + leave - self._size)
+            if self._taken + amount + leave > self._size:
                 return False
             self._count(amount)
             return True

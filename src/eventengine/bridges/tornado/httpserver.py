@@ -286,7 +286,7 @@ class _Admitted(HTTPMessageDelegate):
     def _ask(self, upload: Upload, size: int, besides: int = 0) -> Awaitable[None] | None:
         """Asks for room: None if it is there, else what is done when it is, or when the connection was closed."""
         self._left += size
-        if upload.ask(size * self._copies + besides, self._go_on):
+        if upload.ask(size * self._copies + besides, self._go_on, grows=besides > 0):
             return None
         return self._wait()
 

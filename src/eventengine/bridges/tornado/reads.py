@@ -259,8 +259,7 @@ class Bounded(Counted):
             error = StreamBufferFullError(f"a read takes more than {self.bound.quota!r} has")
             self.close(exc_info=error)
             raise error
-        memory = self.bound.quota.memory
-        if not memory.somebody_waits and memory.try_take(amount):
+        if not self.bound.memory.somebody_waits and self.bound.admission.try_take(buffer, amount):
             buffer.held += amount
             return True
         if not (self._watch.reads or self._has_more()):
@@ -268,7 +267,8 @@ class Bounded(Counted):
         return self._ask(amount)
 
     def _ask(self, amount: int) -> bool:
-        if cast("_Buffer", self._buffer).ask(amount, self._on_admitted):
+        grows = not self._wants or (self.message is not None and not self.message.is_last)
+        if cast("_Buffer", self._buffer).ask(amount, self._on_admitted, grows=grows):
             return True
         self._watch.mask()
         return False
@@ -292,8 +292,9 @@ class Bounded(Counted):
         size = self._size
         if not self.waits:
             if size > buffer.held:
-                memory = self.bound.quota.memory
-                if not memory.somebody_waits and memory.try_take(size - buffer.held):
+                if not self.bound.memory.somebody_waits and self.bound.admission.try_take(
+                    buffer, size - buffer.held
+                ):
                     buffer.held = size
                 else:
                     self._ask(size - buffer.held)
