@@ -20,7 +20,7 @@ TIMEOUT = 60
 # needs of the quota just two calls. An IOLoop is an asyncio loop, so Tornado's bridge builds on asyncio's.
 LAYERS = (
     ("status", "address", "config"),
-    ("slices", "reclaim", "tally"),
+    ("slices", "reclaim", "tally", "names"),
     ("memory_quota",),
     ("memory",),
     ("quota", "unsent"),

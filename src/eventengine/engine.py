@@ -297,8 +297,9 @@ class DNSResolver(ABC):
 
         `on_resolve` gets at least one address, or NOT_FOUND when the name has none, UNAVAILABLE when no server
         answered, INVALID_ARGUMENT when `name` does not parse or has no port and `default_port` is empty, CANCELLED
-        when the resolver was closed. It is called exactly once, never before this returns. A port may be one of the
-        names that `getservbyname` knows.
+        when the resolver was closed. It is called exactly once, never before this returns. A port may be the name of a
+        service that the machine knows, as `http`. What looks like a literal and is none (`127.1`, `[1.2.3.4]`) does
+        not parse.
 
         Raises ClosedResourceError after close. May be called from any thread.
         """

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.handles import next_handle
 from eventengine.engine import DNSResolver, SRVRecord, StatusOr
+from eventengine.names import split_host_port
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # What getaddrinfo would import itself: in vain when no descriptor is left just then, which Python remembers for good.
 _IDNA: Final = encodings.idna.getregentry
 
-__all__ = ["LookupPool", "SystemResolver", "split_host_port"]
+__all__ = ["LookupPool", "SystemResolver"]
 
 THREADS: Final = 4
 
@@ -63,29 +64,6 @@ class LookupPool:
                 resolver.close()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def split_host_port(name: str, default_port: str) -> tuple[str, str]:
-    """`host:port`, `[v6]:port`, `host` or a bare v6 literal into host and port, which is `default_port` if missing.
-
-    Raises ValueError, with the text that was given.
-    """
-    if name.startswith("["):
-        host, bracket, rest = name[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")) or ":" not in host:
-            raise ValueError(f"{name!r} is not a host; an IPv6 literal is written [::1] or [::1]:80")
-        port = rest[1:] if rest else default_port
-    elif name.count(":") == 1:
-        host, _, port = name.partition(":")
-    else:
-        host, port = name, default_port
-    if not host:
-        raise ValueError(f"{name!r} has no host; write host:port")
-    if not port:
-        raise ValueError(f"{name!r} has no port, and no default port was given")
-    if port.isascii() and port.isdigit() and int(port) > 65535:
-        raise ValueError(f"{name!r}: port {port} is out of range; a port is a number from 0 to 65535")
-    return host, port
 
 
 class SystemResolver(DNSResolver):

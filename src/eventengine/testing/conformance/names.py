@@ -32,7 +32,13 @@ def _look_up(app: Application, resolver: DNSResolver, name: str, default_port: s
 
 @pytest.mark.parametrize(
     ("name", "default_port"),
-    [("localhost:443", ""), ("localhost:443", "80"), ("localhost", "443"), ("localhost", "https")],
+    [
+        ("localhost:443", ""),
+        ("localhost:443", "80"),
+        ("localhost", "443"),
+        ("localhost", "https"),
+        ("localhost:https", "http"),
+    ],
 )
 def test_a_name_is_looked_up_with_its_port_or_the_default_one(
     anywhere: Application, resolver: DNSResolver, name: str, default_port: str
@@ -54,6 +60,8 @@ def test_a_name_is_looked_up_with_its_port_or_the_default_one(
         ("[2001:db8::1]:443", "2001:db8::1", 443),
         ("[2001:db8::1]", "2001:db8::1", 80),
         ("2001:db8::1", "2001:db8::1", 80),
+        ("2001:db8::1.2.3.4", "2001:db8::102:304", 80),
+        ("[fe80::1%1]:80", "fe80::1%1", 80),
         ("[::1]:0", "::1", 0),
         ("127.0.0.1:65535", "127.0.0.1", 65535),
     ],
@@ -72,6 +80,13 @@ def test_a_literal_is_its_own_address(
         ("localhost", ""),
         ("127.0.0.1", ""),
         ("::1", ""),
+        ("[::1]", ""),
+        ("293.283.1238.3:1", ""),
+        ("[2001:db8::11111]:1", ""),
+        ("[", "1"),
+        ("[::1]bad", "1"),
+        ("[1.2.3.4]", "1"),
+        ("[fe80::1%nosuch0]:1", ""),
         ("localhost:", ""),
         ("", "80"),
         (":80", "80"),
