@@ -26,8 +26,8 @@ LAYERS = (
     ("quota", "unsent"),
     ("admission",),
     ("idle",),
-    ("engine",),
-    ("core",),
+    ("engine", "target"),
+    ("core", "connecting"),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),
     ("bridges.tornado",),
     ("",),  # eventengine/__init__.py

@@ -6,6 +6,7 @@ The engines of the bridges are in `eventengine.bridges.twisted`, `eventengine.br
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
+from eventengine.connecting import TargetConnection, connect_target
 from eventengine.default import (
     create_event_engine,
     get_default_event_engine,
@@ -40,6 +41,7 @@ from eventengine.status import (
     StatusCode,
     StatusError,
 )
+from eventengine.target import Target
 
 __all__ = [
     "BusyResourceError",
@@ -69,10 +71,13 @@ __all__ = [
     "StatusError",
     "StatusOr",
     "SupportsFileDescriptor",
+    "Target",
+    "TargetConnection",
     "TaskHandle",
     "TelemetryInfo",
     "WriteEvent",
     "WriteEventSink",
+    "connect_target",
     "create_event_engine",
     "get_default_event_engine",
     "set_default_event_engine",
