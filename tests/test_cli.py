@@ -24,6 +24,16 @@ TIMEOUT = 60.0
 MIB = 1 << 20
 PROXY = ("proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1")
 
+WITHOUT_DNS_SERVERS = """
+from eventengine import Status, StatusCode, StatusError
+from eventengine.core.hosted import HostedEventEngine
+
+def get_dns_resolver(self, *, dns_server=None):
+    raise StatusError(Status(StatusCode.UNIMPLEMENTED, f"cannot ask {dns_server}"))
+
+HostedEventEngine.get_dns_resolver = get_dns_resolver
+"""
+
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """The outcome of `python -m eventengine` with these arguments, after `code`."""
@@ -51,12 +61,22 @@ def engine(request: pytest.FixtureRequest) -> str:
         ((), "proxy|demo"),
         (("porxy",), "'porxy'"),
         (("proxy",), "--listen, --to"),
-        ((*PROXY, "--to", "nonsense"), "argument --to: 'nonsense' is not an address; write"),
-        ((*PROXY, "--to", "10.0.0.300:80"), "argument --to: '10.0.0.300:80': '10.0.0.300' is not an IP address"),
+        (
+            (*PROXY, "--to", "nonsense"),
+            "argument --to: 'nonsense' has no port, and there is no default one; a target",
+        ),
+        (
+            (*PROXY, "--to", "10.0.0.300:80"),
+            "argument --to: '10.0.0.300:80': '10.0.0.300' is neither an IP address",
+        ),
         ((*PROXY, "--to", "localhost:0"), "a number from 1 to 65535"),
-        ((*PROXY, "--to", "localhost:65536"), "a number from 1 to 65535"),
+        ((*PROXY, "--to", "ipv4:127.0.0.1:80,127.0.0.2:0"), "a number from 1 to 65535"),
+        ((*PROXY, "--to", "localhost:65536"), "65536 is out of range"),
         ((*PROXY, "--to", "127.0.0.1:65536"), "65536 is out of range"),
-        ((*PROXY, "--to", "localhost"), "'localhost' is not an address"),
+        ((*PROXY, "--to", "localhost"), "'localhost' has no port"),
+        ((*PROXY, "--to", "http://localhost:80"), "'http' is not a scheme of targets"),
+        ((*PROXY, "--to", "dns://192.0.2.1"), "'dns://192.0.2.1': dns:// is followed by a server"),
+        ((*PROXY, "--to", "ipv4:localhost:80"), "'localhost:80' is not an IPv4 address"),
         ((*PROXY, "--listen", "localhost:80"), "give the IP address to listen on"),
         ((*PROXY, "--listen", "[::1:80"), "'[::1:80' is not an address"),
         ((*PROXY, "--listen", "unix:"), "has 1 to"),
@@ -115,6 +135,13 @@ def test_an_address_that_the_system_refuses_is_told_in_one_line_with_status_1(tm
     outcome = run("proxy", "--listen", f"unix:{tmp_path}/no/such/folder", "--to", "127.0.0.1:1")
     assert outcome.returncode == 1
     assert re.fullmatch(r"eventengine proxy: error: cannot listen on unix:.+\n", outcome.stderr)
+
+
+def test_a_dns_server_that_the_engine_cannot_ask_is_told_in_one_line_with_status_1() -> None:
+    outcome = run(*PROXY, "--to", "dns://192.0.2.1/localhost:80", code=WITHOUT_DNS_SERVERS)
+    assert (outcome.returncode, outcome.stdout) == (1, "")
+    why = "cannot connect to dns://192.0.2.1:53/localhost:80: cannot ask 192.0.2.1:53"
+    assert outcome.stderr == f"eventengine proxy: error: {why}\n"
 
 
 @pytest.mark.parametrize("framework", ["twisted", "tornado"])

@@ -227,6 +227,15 @@ def test_a_name_is_looked_up(engine: EventEngine) -> None:
         assert served.wait_for_ended(1)[0].target == target.address
 
 
+@pytest.mark.parametrize("form", ["dns:localhost:{}", "dns:///127.0.0.1:{}", "ipv4:127.0.0.1:1,127.0.0.1:{}"])
+def test_a_target_of_any_form_is_connected_to(engine: EventEngine, form: str) -> None:
+    with Target(echo) as target, Served(engine, form.format(target.address.port)) as served:
+        with served.connect() as client:
+            client.sendall(b"to a target")
+            assert receive(client, 11) == b"to a target"
+        assert served.wait_for_ended(1)[0].target == target.address
+
+
 class Wrapped:
     """An engine but for the parts that a test takes into its own hands."""
 
@@ -347,7 +356,14 @@ class Clock(Wrapped):
     def run_after(self, delay: float, closure: Callable[[], object]) -> int:
         self.timers.append((self.now + delay, closure))
         self.set.release()
-        return -1
+        return -id(closure)
+
+    def cancel(self, handle: int) -> bool:
+        waiting = [timer for timer in self.timers if -id(timer[1]) == handle]
+        for timer in waiting:
+            self.timers.remove(timer)
+            self.set.acquire()
+        return bool(waiting)
 
     def go_to(self, now: float) -> None:
         """Sets the time once the loop is done with what it was doing."""

@@ -152,7 +152,7 @@ def test_without_a_default_port_one_must_be_written() -> None:
         "ipv6:::1",
         "dns://192.0.2.1/localhost",
     ):
-        with pytest.raises(ValueError, match="has no port, and no default port was given"):
+        with pytest.raises(ValueError, match="has no port, and there is no default one"):
             Target.parse(text, "")
     assert Target.parse("dns://192.0.2.1/localhost:1", "").dns_server == "192.0.2.1:53"
 

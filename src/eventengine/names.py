@@ -43,7 +43,7 @@ def split_host_port(name: str, default_port: str) -> tuple[str, str]:
         raise ValueError(f"{name!r} has no host; write host:port")
     _check_host(name, host)
     if not port:
-        raise ValueError(f"{name!r} has no port, and no default port was given")
+        raise ValueError(f"{name!r} has no port, and there is no default one")
     return host, _check_port(name, port)
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 from eventengine.address import ResolvedAddress
 from eventengine.cli.engines import ENGINES
 from eventengine.memory_quota import parse_size
+from eventengine.target import Target
 
 __all__ = ["main"]
 
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         help="pass connections on, within a bound on memory",
         description="Passes TCP and unix connections on, within a bound on memory. Ctrl-C ends it with a summary.",
-        epilog="An address is 127.0.0.1:80, [::1]:80, unix:/path, unix-abstract:name or vsock:cid:port.",
+        epilog="An address is 127.0.0.1:80, [::1]:80, unix:/path, unix-abstract:name or vsock:cid:port. A target is "
+        "one of these, or a name as in localhost:80 or dns://server/localhost:80, whose addresses are tried 250 ms "
+        "apart, or a list as in ipv4:127.0.0.1:80,127.0.0.2:80 or ipv6:[::1]:80.",
     )
     proxy.add_argument(
         "--listen",
@@ -53,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     proxy.add_argument(
         "--to",
         required=True,
-        metavar="ADDR",
+        metavar="TARGET",
         type=_argument(_target),
-        help="where to pass them on to: an address, or a name as in localhost:8080",
+        help="where to pass them on to: an address, a name as in localhost:8080, or a list",
     )
     proxy.add_argument("--engine", choices=ENGINES, default="default", help="what runs it (default: %(default)s)")
     proxy.add_argument(
@@ -127,12 +130,11 @@ def _listen_address(text: str) -> ResolvedAddress:
     return ResolvedAddress.parse(text)
 
 
-def _target(text: str) -> ResolvedAddress | str:
-    address = text if _HOST_AND_PORT.fullmatch(text) else ResolvedAddress.parse(text)
-    port = address.port if isinstance(address, ResolvedAddress) else int(address.rpartition(":")[2])
-    if not 1 <= port <= 65535:
+def _target(text: str) -> Target:
+    target = Target.parse(text, default_port="")
+    if target.name.endswith(":0") or any(address.port == 0 for address in target.addresses):
         raise ValueError(f"{text!r}: the port to pass connections on to is a number from 1 to 65535")
-    return address
+    return target
 
 
 def _memory(text: str) -> int:

@@ -27,7 +27,7 @@ from socket import AF_UNIX, SO_LINGER, SOCK_STREAM, SOL_SOCKET, socket
 from time import monotonic
 
 from eventengine import (
-    ConnectionHandle,
+    DNSResolver,
     Endpoint,
     EndpointConfig,
     EventEngine,
@@ -41,7 +41,10 @@ from eventengine import (
     StatusCode,
     StatusOr,
     SupportsFileDescriptor,
+    Target,
+    TargetConnection,
     TaskHandle,
+    connect_target,
 )
 
 __all__ = ["Pipe", "Proxy", "Relay"]
@@ -120,7 +123,7 @@ class Relay:
 
     Attributes:
         peer: The client's address.
-        target: Where it was connected to, or was last tried.
+        target: Where it was connected to; the proxy's target until then.
         up, down: The pipes from and to the client; None until the target was reached.
         moved_at: When bytes were last passed on (`time.monotonic`); waiting for a slow reader moves none.
         outcome: How it ended; None while it goes on.
@@ -128,10 +131,9 @@ class Relay:
     """
 
     __slots__ = (
-        "_addresses",
         "_allocator",
-        "_attempt",
         "_client",
+        "_connection",
         "_lost",
         "_proxy",
         "_server",
@@ -148,7 +150,7 @@ class Relay:
 
     def __init__(self, proxy: Proxy, client: Endpoint, allocator: MemoryAllocator) -> None:
         self.peer = client.peer_address
-        self.target: ResolvedAddress | str = proxy.target
+        self.target: ResolvedAddress | Target = proxy.target
         self.up: Pipe | None = None
         self.down: Pipe | None = None
         self.outcome: str | None = None
@@ -159,8 +161,7 @@ class Relay:
         self._allocator = allocator
         self._lost: str | None = None
         self._server: Endpoint | None = None
-        self._addresses: list[ResolvedAddress] = []
-        self._attempt: ConnectionHandle | None = None
+        self._connection: TargetConnection | None = None
         self._timer: TaskHandle | None = None
 
     @property
@@ -172,10 +173,16 @@ class Relay:
         return self.down.bytes if self.down else 0
 
     def start(self) -> None:
-        if isinstance(self.target, ResolvedAddress):
-            self._on_resolve([self.target])
-        else:
-            self._proxy.resolver.lookup_hostname(self._on_resolve, self.target)
+        proxy = self._proxy
+        self._connection = connect_target(
+            proxy.engine,
+            self._on_connect,
+            proxy.target,
+            EndpointConfig(),
+            proxy.down.create_memory_allocator(f"to {proxy.target} for {self.peer}"),
+            CONNECT_TIMEOUT,
+            resolver=proxy.resolver,
+        )
 
     @property
     def _is_over(self) -> bool:
@@ -202,46 +209,20 @@ class Relay:
         self.seconds = monotonic() - self._started
         if self._timer is not None:
             self._proxy.engine.cancel(self._timer)
-        if self._attempt is not None:
-            self._proxy.engine.cancel_connect(self._attempt)
+        if self._connection is not None:
+            self._connection.cancel()
         _close(self._client, self.down)
         if self._server is not None:
             _close(self._server, self.up)
         self._allocator.close()
         self._proxy.on_relay_end(self)
 
-    def _on_resolve(self, found: StatusOr[list[ResolvedAddress]]) -> None:
-        if self.outcome is not None:
-            return
-        if isinstance(found, Status):
-            self.end(f"looking up the target failed: {found}")
-        else:
-            self._addresses = found[::-1]
-            self._connect_next()
-
-    def _connect_next(self) -> None:
-        address = self._addresses.pop()
-        self.target = address
-        self._attempt = self._proxy.engine.connect(
-            self._on_connect,
-            address,
-            EndpointConfig(),
-            self._proxy.down.create_memory_allocator(f"to {address} for {self.peer}"),
-            CONNECT_TIMEOUT,
-        )
-
     def _on_connect(self, result: StatusOr[Endpoint]) -> None:
-        self._attempt = None
-        if isinstance(result, Endpoint):
-            if self.outcome is None:
-                self._join(result)
-            else:
-                result.close()  # the connection was made before `end` could cancel it
-        elif self.outcome is None:
-            if self._addresses:
-                self._connect_next()
-            else:
-                self.end(f"connecting failed: {result}")
+        if isinstance(result, Status):
+            self.end(f"connecting failed: {result}")
+        else:
+            self.target = result.peer_address
+            self._join(result)
 
     def _join(self, server: Endpoint) -> None:
         self._server = server
@@ -278,6 +259,14 @@ def _close(sink: Endpoint, pipe: Pipe | None) -> None:
     sink.close()
 
 
+def _resolver_for(engine: EventEngine, target: Target) -> DNSResolver | None:
+    if target.addresses:
+        return None
+    if target.dns_server is None:
+        return engine.get_dns_resolver()
+    return engine.get_dns_resolver(dns_server=target.dns_server)
+
+
 class Proxy:
     """Passes each connection that is made to it on to `target`.
 
@@ -285,10 +274,13 @@ class Proxy:
         engine: Its callbacks must be serial (rule 4).
         up: Bounds what is held on its way from clients; a limit on connections goes here too.
         down: Bounds what is held on its way to clients.
-        target: An address; or "name:port", looked up for each connection, its addresses tried in turn.
+        target: What to connect to, as text with its port. A name is looked up for each connection.
         idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed. What is
             passed on is counted in whole reads, and the kernel buffers some MiB: give a slow reader the time for those.
         on_end: Called on the loop's thread with each relay that has ended.
+
+    Raises StatusError where the engine cannot ask the DNS server that the target names, ValueError for a target that
+    does not parse.
 
     Attributes:
         connections: How many were accepted.
@@ -301,7 +293,7 @@ class Proxy:
         engine: EventEngine,
         up: ResourceQuota,
         down: ResourceQuota,
-        target: ResolvedAddress | str,
+        target: Target | ResolvedAddress | str,
         *,
         idle_timeout: float | None = None,
         on_end: Callable[[Relay], object] | None = None,
@@ -309,13 +301,17 @@ class Proxy:
         self.engine = engine
         self.up = up
         self.down = down
+        if isinstance(target, str):
+            target = Target.parse(target, default_port="")
+        elif isinstance(target, ResolvedAddress):
+            target = Target.of(target)
         self.target = target
+        self.resolver = _resolver_for(engine, target)  # one for all connections
         self.idle_timeout = idle_timeout
         self.connections = 0
         self.unconnected = 0
         self.bytes_up = 0
         self.bytes_down = 0
-        self.resolver = engine.get_dns_resolver()
         self._on_end = on_end
         self._relays: set[Relay] = set()
         self._stopped = threading.Event()
@@ -344,7 +340,8 @@ class Proxy:
         if self._listener is not None:
             self._listener.close()
             self._stopped.wait()
-        self.resolver.close()
+        if self.resolver is not None:
+            self.resolver.close()
 
     def on_relay_end(self, relay: Relay) -> None:
         self._relays.discard(relay)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from eventengine import ResolvedAddress, ResourceQuota, StatusError
+from eventengine import ResolvedAddress, ResourceQuota, StatusError, Target
 from eventengine.cli.engines import load_engine
 from eventengine.cli.proxy import Proxy, Relay
 
@@ -19,7 +19,7 @@ _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 def run(
     listen: ResolvedAddress,
-    target: ResolvedAddress | str,
+    target: Target,
     *,
     engine: str,
     memory: int,
@@ -42,7 +42,10 @@ def run(
         return _fail(str(error))
     with make_engine() as the_engine:
         on_end = _log if log else _FirstFailure()
-        proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=on_end)
+        try:
+            proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=on_end)
+        except StatusError as error:
+            return _fail(f"cannot connect to {target}: {error.status.message}")
         try:
             address = proxy.listen(listen)
         except StatusError as error:
@@ -92,7 +95,7 @@ class _FirstFailure:
         self._told = False
 
     def __call__(self, relay: Relay) -> None:
-        if not self._told and (relay.outcome or "").startswith(("connecting", "looking up")):
+        if not self._told and (relay.outcome or "").startswith("connecting"):
             self._told = True
             _tell(f"{relay.outcome} (further ones are told with --log)")
 
