@@ -26,7 +26,7 @@ LAYERS = (
     ("quota", "unsent"),
     ("admission",),
     ("idle",),
-    ("engine", "target"),
+    ("engine", "target", "attempts"),
     ("core", "connecting"),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),
     ("bridges.tornado",),

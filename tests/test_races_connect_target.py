@@ -20,7 +20,8 @@ from eventengine import (
     TargetConnection,
     connect_target,
 )
-from eventengine.connecting import ATTEMPT_DELAY, interleaved
+from eventengine.attempts import interleaved
+from eventengine.connecting import ATTEMPT_DELAY
 from eventengine.testing.scenes import full_backlog
 from hand_turned import elsewhere, hand_turned
 from scripted_engine import REFUSED, ScriptedEndpoint, ScriptedEngine, tcp_addresses

@@ -14,11 +14,10 @@ Rules:
 2. What is begun on the engine (attempts, timers, the resolver) is noted in `_begun` with what undoes it. Who settles
    the end sees to it that all of it is undone, and then tells. Who notes something looks afterwards whether the end
    came first, and if so undoes it itself. Taking a note out is atomic, so each is undone once.
-3. `_lock` guards the addresses and what came of them: which is next, and whether all have failed. No call of the
-   engine's or of the application's is made with it, and `cancel` does not take it, as it may be called by a garbage
-   collection that interrupts anybody.
-4. Each start has a number. A timer that is not of the last start does nothing: an attempt that failed meanwhile has
-   started the next one at once, and the 250 ms count from there.
+3. No lock is held while the engine or the application is called, and `cancel` takes none, as it may be called by a
+   garbage collection that interrupts anybody.
+4. A timer of an attempt that is not the newest does nothing: one that failed meanwhile has started the next at once,
+   and the 250 ms count from there. See `attempts`.
 5. While the end is not settled, a lookup or an attempt is outstanding. So the engine's close, which drops timers, but
    answers those, is told, too: as CANCELLED.
 6. `_on_connect` is called from within a callback of the engine, never from within `connect_target`. What fails at once
@@ -29,14 +28,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Final
 
 from eventengine.address import ResolvedAddress
+from eventengine.attempts import Attempts, cut
 from eventengine.config import EndpointConfig
 from eventengine.engine import DNSResolver, Endpoint, EventEngine, StatusOr
 from eventengine.memory import MemoryAllocator
@@ -47,9 +45,6 @@ __all__ = ["TargetConnection", "connect_target"]
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between the starts of two attempts, "Connection Attempt Delay" in RFC 8305, section 5."""
-
-_MOST_FAILURES_TOLD: Final = 16
-_LONGEST_PART: Final = 200
 
 
 def connect_target(
@@ -120,18 +115,14 @@ class TargetConnection:
 
     __slots__ = (
         "_allocator",
+        "_attempts",
         "_begun",
         "_config",
         "_engine",
-        "_failures",
-        "_lock",
         "_next_note",
         "_on_connect",
-        "_starts",
         "_target",
         "_timeout",
-        "_tried",
-        "_waiting",
     )
 
     def __init__(
@@ -151,11 +142,7 @@ class TargetConnection:
         self._timeout = timeout
         self._begun: dict[int, Callable[[], object]] = {}
         self._next_note = itertools.count().__next__
-        self._lock = threading.Lock()
-        self._waiting: deque[ResolvedAddress] = deque()
-        self._starts = 0
-        self._tried: list[ResolvedAddress] = []
-        self._failures: dict[int, Status] = {}
+        self._attempts = Attempts()
 
     @property
     def target(self) -> Target:
@@ -250,107 +237,48 @@ class TargetConnection:
         elif not found:
             self._end(Status(StatusCode.NOT_FOUND, f"looking up {self._target.name!r}: no address"))
         else:
-            self._go_on(partial(self._start, interleaved(found)))
+            self._go_on(partial(self._start, found))
 
     def _on_timeout(self) -> None:
-        what = "connecting to" if self._tried else "looking up"
-        told = self._told()
-        message = f"{what} {_cut(str(self._target))}: the timeout has passed{'; ' if told else ''}{told}"
+        told = self._attempts.told()
+        doing = "connecting to" if told or self._target.addresses else "looking up"
+        message = f"{doing} {cut(str(self._target))}: the timeout has passed{'; ' if told else ''}{told}"
         self._end(Status(StatusCode.DEADLINE_EXCEEDED, message))
 
     # The attempts
 
     def _start(self, addresses: Iterable[ResolvedAddress]) -> None:
-        self._waiting.extend(addresses)
-        self._start_next(0)
+        self._attempts.add(addresses)
+        self._start_next()
 
-    def _start_next(self, last_start: int | None) -> None:
-        """Starts the next attempt; `last_start` where this is only for want of a newer one (rule 4)."""
-        with self._lock:
-            if not self._on_connect or not self._waiting or last_start not in (None, self._starts):
-                return
-            address = self._waiting.popleft()
-            number = len(self._tried)
-            self._tried.append(address)
-            self._starts += 1
-            start = self._starts
-            others = bool(self._waiting)
+    def _start_next(self, after: int | None = None) -> None:
+        """Starts the next attempt, unless `after` is given and another has done so meanwhile."""
+        attempt = self._attempts.take(after) if self._on_connect else None
+        if attempt is None:
+            return
         engine = self._engine
-        handle = engine.connect(
-            partial(self._on_attempt, number), address, self._config, self._allocator, self._timeout
-        )
+        on_connect = partial(self._on_attempt, attempt.number)
+        handle = engine.connect(on_connect, attempt.address, self._config, self._allocator, self._timeout)
         self._note(partial(engine.cancel_connect, handle))
-        if others:
-            self._run_after(ATTEMPT_DELAY, partial(self._go_on, partial(self._start_next, start)))
+        if not attempt.is_last:
+            self._run_after(ATTEMPT_DELAY, partial(self._go_on, partial(self._start_next, attempt.number)))
 
     def _on_attempt(self, number: int, result: StatusOr[Endpoint]) -> None:
         if not isinstance(result, Status):
             self._end(result)
-            return
-        with self._lock:
-            self._failures[number] = result
-            is_last = not self._waiting and len(self._failures) == len(self._tried)
-        if is_last:
-            self._end(self._all_failed())
+        elif self._attempts.fail(number, result):
+            self._end(self._attempts.outcome(str(self._target)))
         else:
-            self._go_on(partial(self._start_next, None))
+            self._go_on(self._start_next)
 
     def _go_on(self, step: Callable[[], object]) -> None:
         """Takes a step in a callback, where there is nobody to raise to."""
         try:
             step()
-        except ClosedResourceError:
-            self._end(
-                Status(StatusCode.CANCELLED, f"connecting to {_cut(str(self._target))}: the engine was closed")
-            )
+        except ClosedResourceError as error:
+            self._end(self._failed(StatusCode.CANCELLED, str(error)))
         except Exception as error:
-            self._end(Status(StatusCode.INTERNAL, f"connecting to {_cut(str(self._target))}: {error!r}"))
+            self._end(self._failed(StatusCode.INTERNAL, repr(error)))
 
-    # What is told
-
-    def _all_failed(self) -> Status:
-        failures = list(self._failures.values())
-        codes = {failure.code for failure in failures}
-        errnos = {failure.errno for failure in failures}
-        if StatusCode.CANCELLED in codes:  # the engine was closed
-            code = StatusCode.CANCELLED
-        else:
-            code = codes.pop() if len(codes) == 1 else StatusCode.UNAVAILABLE
-        message = self._told()
-        if str(self._target) != str(self._tried[0]):
-            message = f"{_cut(str(self._target))}: {message}"
-        return Status(code, message, errnos.pop() if len(errnos) == 1 else None)
-
-    def _told(self) -> str:
-        """Each address that was tried, and what came of it."""
-        with self._lock:
-            tried = self._tried[:]
-            failures = dict(self._failures)
-            waiting = len(self._waiting)
-        parts: list[str] = []
-        for number, address in enumerate(tried[:_MOST_FAILURES_TOLD]):
-            failure = failures.get(number)
-            if failure is None:
-                parts.append(f"{address}: no answer")
-            elif str(address) in failure.message:
-                parts.append(_cut(failure.message))
-            else:
-                parts.append(_cut(f"{address}: {failure}"))
-        if len(tried) > len(parts):
-            parts.append(f"{len(tried) - len(parts)} more were tried")
-        if waiting:
-            parts.append(f"{waiting} more were not tried")
-        return "; ".join(parts)
-
-
-def interleaved(addresses: Sequence[ResolvedAddress]) -> list[ResolvedAddress]:
-    """The addresses with their families in turn, in the order in which each comes first (RFC 8305, section 4)."""
-    families: dict[int, list[ResolvedAddress]] = {}
-    for address in addresses:
-        families.setdefault(address.family, []).append(address)
-    turns = itertools.zip_longest(*families.values())
-    return [address for turn in turns for address in turn if address is not None]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 3]}..."
+    def _failed(self, code: StatusCode, why: str) -> Status:
+        return Status(code, f"connecting to {cut(str(self._target))}: {why}")
