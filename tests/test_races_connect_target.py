@@ -20,7 +20,7 @@ from eventengine import (
     TargetConnection,
     connect_target,
 )
-from eventengine.attempts import interleaved
+from eventengine.attempts import Attempt, Attempts, interleaved
 from eventengine.connecting import ATTEMPT_DELAY
 from eventengine.testing.scenes import full_backlog
 from hand_turned import elsewhere, hand_turned
@@ -144,6 +144,23 @@ def test_families_take_turns_beginning_with_the_first() -> None:
     assert [address for _, address in engine.started] == [v6[0], v4[0], v6[1], v4[1]]
     assert connection.cancel()
     check_all_is_over(engine, told, cancelled=True)
+
+
+def test_of_threads_that_waited_for_the_same_attempt_one_starts_the_next() -> None:
+    addresses = tcp_addresses(200)
+    for _ in range(20):
+        attempts = Attempts()
+        attempts.add(addresses)
+        first = attempts.take()
+        taken: list[Attempt | None] = [first]
+
+        def wait_and_take(attempts: Attempts = attempts, taken: list[Attempt | None] = taken) -> None:
+            taken.extend(attempts.take(after=number) for number in range(150))
+
+        run_together(*[wait_and_take] * 4)
+        got = [attempt for attempt in taken if attempt is not None]
+        assert sorted(attempt.number for attempt in got) == list(range(len(got)))
+        assert all(attempt.address == addresses[attempt.number] for attempt in got)
 
 
 # Two ends at once
