@@ -1,7 +1,7 @@
 """Says hello to a server and prints what it answers: `python examples/client.py 127.0.0.1:8007`.
 
-Shows the ways of a client: a name looked up, a connect with a timeout, a write, a read, and the end. The callbacks
-run on the engine's thread; the main thread waits for the one result that it wants.
+Shows the ways of a client: a target connected to within a timeout, a write, a read, and the end. The callbacks run on
+the engine's thread; the main thread waits for the one result that it wants.
 """
 
 import sys
@@ -11,12 +11,12 @@ from eventengine import (
     Endpoint,
     EndpointConfig,
     EventEngine,
-    ResolvedAddress,
     ResourceQuota,
     SliceBuffer,
     Status,
     StatusError,
     StatusOr,
+    connect_target,
     create_event_engine,
 )
 
@@ -24,16 +24,8 @@ from eventengine import (
 def ask(engine: EventEngine, server: str, question: bytes) -> bytes:
     """Sends `question` and returns the first bytes of the answer. Raises StatusError."""
     answer: Future[bytes] = Future()
-    resolver = engine.get_dns_resolver()
-    quota = ResourceQuota(memory="1MiB")
+    allocator = ResourceQuota(memory="1MiB").create_memory_allocator("client")
     received = SliceBuffer()
-
-    def on_resolve(found: StatusOr[list[ResolvedAddress]]) -> None:
-        if isinstance(found, Status):
-            answer.set_exception(StatusError(found))
-        else:
-            allocator = quota.create_memory_allocator("client")
-            engine.connect(on_connect, found[0], EndpointConfig(), allocator, 10.0)
 
     def on_connect(connected: StatusOr[Endpoint]) -> None:
         if isinstance(connected, Status):
@@ -55,11 +47,8 @@ def ask(engine: EventEngine, server: str, question: bytes) -> bytes:
         if endpoint.write(on_written, SliceBuffer([question])):
             on_written(Status.OK)
 
-    resolver.lookup_hostname(on_resolve, server)
-    try:
-        return answer.result()
-    finally:
-        resolver.close()
+    connect_target(engine, on_connect, server, EndpointConfig(), allocator, timeout=10.0)
+    return answer.result()
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from eventengine.testing.scenes import (
     port_without_listener,
     unix_address,
 )
+from together import run_together
 
 __all__ = ["anywhere", "app", "engine", "ledger", "nothing_is_left", "quota", "unix_folder"]  # fixtures
 
@@ -558,6 +559,48 @@ def test_wrong_arguments_are_told_at_the_caller(app: Application) -> None:
     ):
         with pytest.raises(error, match=why):
             connect_target(app.engine, **({"on_connect": never} | good | wrong))  # type: ignore[arg-type]  # on purpose
+
+
+# At once
+
+
+def test_of_threads_that_cancel_at_once_at_most_one_is_in_time(app: Application, ledger: Ledger) -> None:
+    with OracleServer(backlog=512) as server:
+        for _ in range(100):
+            on_connect = Callback[Connected](ledger)
+            connection = start(app, on_connect, list_of(server.address, server.address))
+            answers: list[bool] = []
+            run_together(*[lambda c=connection, a=answers: a.append(c.cancel())] * 3)
+            assert sum(answers) <= 1
+            if any(answers):
+                on_connect.times = 0
+            else:
+                close_if_connected(on_connect.result())
+        app.on_loop(lambda: None)
+
+
+def test_what_begins_while_the_engine_closes_is_refused_or_told(app: Application, ledger: Ledger) -> None:
+    with OracleServer(backlog=512) as server:
+        callbacks: list[Callback[Connected]] = []
+
+        def begin(target: str) -> None:
+            for _ in range(30):
+                on_connect = Callback[Connected](ledger)
+                try:
+                    start(app, on_connect, target)
+                except ClosedResourceError:
+                    on_connect.times = 0
+                else:
+                    callbacks.append(on_connect)
+
+        run_together(
+            lambda: begin(str(server.address)),
+            lambda: begin(f"localhost:{server.address.port}"),
+            lambda: begin(f"unix:/no/such/{server.address.port}"),
+            lambda: [app.on_loop(lambda: None), app.engine.close()],
+        )
+        for on_connect in callbacks:
+            close_if_connected(on_connect.result())
 
 
 # Abandoned
