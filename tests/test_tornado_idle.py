@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
 pytest.importorskip("tornado", reason="Tornado is not installed")
 
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from certificates import contexts
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer, bound
+from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPServer, bound
 
 
 class Here(RequestHandler):
@@ -89,5 +92,36 @@ def test_a_server_whose_quota_is_full_leaves_connections_in_the_backlog_until_th
         writer.close()
         server.stop()
         await server.close_all_connections()
+
+    asyncio.run(case())
+
+
+def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_tls() -> None:
+    for_server, for_client = contexts()
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+
+        class Server(QuotaTCPServer):
+            async def handle_stream(self, stream: IOStream, address: object) -> None:
+                await stream.read_until(b"\n")
+                await stream.write(b".")
+                secure = await stream.start_tls(True, for_server)
+                with contextlib.suppress(StreamClosedError):
+                    await secure.read_until(b"\n")
+
+        server = Server(quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        await until(lambda: quota.memory.used == bound.COST)
+        writer.write(b"\n")
+        assert await reader.readexactly(1) == b"."
+        await writer.start_tls(for_client)
+        await until(lambda: quota.memory.used == bound.TLS_COST)
+        writer.close()
+        await until(lambda: quota.memory.used == 0)
+        assert await reader.read() == b""
+        server.stop()
 
     asyncio.run(case())

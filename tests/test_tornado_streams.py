@@ -22,7 +22,7 @@ from tornado.web import Application, RequestHandler
 
 from certificates import contexts
 from eventengine import ResourceQuota, admission
-from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPClient, QuotaTCPServer
+from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPClient, QuotaTCPServer, reads, streams
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded
 
@@ -101,6 +101,14 @@ async def until(condition: Callable[[], bool]) -> None:
 async def turns(count: int = 100) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests here count the bytes of buffers; tests/test_tornado_idle.py has what connections cost."""
+    monkeypatch.setattr(streams, "COST", 0)
+    monkeypatch.setattr(streams, "TLS_COST", 0)
+    monkeypatch.setattr(reads, "TLS_COST", 0)
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_wrap_socket
 
 from eventengine.admission import Upload
-from eventengine.bridges.tornado.streams import Counted, made_anew
+from eventengine.bridges.tornado.bound import TLS_COST
+from eventengine.bridges.tornado.streams import Counted, made_anew, opened
 from eventengine.bridges.tornado.websockets import Message
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class _Buffer(Upload):
 
 class _Watch:
     """Stands for the IOLoop before one stream."""
+
+    __slots__ = ("_events", "_find_stream", "_handler", "_io_loop", "reads")
 
     def __init__(self, io_loop: IOLoop, stream: Bounded) -> None:
         self._io_loop = io_loop
@@ -135,16 +138,32 @@ class Bounded(Counted):
         message: That of the websocket that reads from it, if one does.
     """
 
-    ahead = b""
-    message: Message | None = None
-    _buffer: _Buffer | None = None  # none before `charge`, and when it was closed
+    __slots__ = (
+        "_buffer",
+        "_is_admitted",
+        "_is_into",
+        "_on_close",
+        "_pending",
+        "_size",
+        "_wants",
+        "_watch",
+        "ahead",
+        "message",
+    )  # beside Tornado's dictionary, which is full
+
     _watch: _Watch
-    _size = 0  # rule 1
-    _pending: Future[Any] | None = None
-    _wants = 0  # of a read that says how much it wants
-    _is_into: bool = False
-    _is_admitted = False  # and to go on in the loop's next turn
-    _on_close: Callable[[], None] | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.ahead = b""
+        self.message: Message | None = None
+        self._buffer: _Buffer | None = None  # none before `charge`, and when it was closed
+        self._size = 0  # rule 1
+        self._pending: Future[Any] | None = None
+        self._wants = 0  # of a read that says how much it wants
+        self._is_into: bool = False
+        self._is_admitted = False  # and to go on in the loop's next turn
+        self._on_close: Callable[[], None] | None = None
+        super().__init__(*arguments, **options)
 
     @property
     def io_loop(self) -> IOLoop:  # Tornado's attribute, which its constructor sets
@@ -362,6 +381,10 @@ class Bounded(Counted):
         )
         made.charge(self.bound)
         made.place, self.place = self.place, None
+        if self.cost is not None:
+            made.cost = TLS_COST
+            self.bound.memory.take(TLS_COST - self.cost, TLS_COST - self.cost)
+            self.cost = None
         made.set_close_callback(on_close)
         future = made.wait_for_handshake()
         future.add_done_callback(lambda done: made.close() if done.cancelled() else None)
@@ -378,14 +401,8 @@ class BoundedSSLIOStream(Bounded, SSLIOStream):
 
 
 def bounded(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
-    """`stream`, which is fresh, as such a one; it gives back its place when it is closed."""
-    made = made_anew(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound)
-    if made is None:
-        if place is not None:
-            place.give()
-        return stream
-    made.place = place
-    return made
+    """`stream`, which is fresh, as one of a server's: it is charged, and gives back its place when it is closed."""
+    return opened(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound, place)
 
 
 def taken_over(stream: IOStream, bound: Bound, message: Message | None = None) -> IOStream:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
     from eventengine.bridges.tornado.bound import Bound
 
-__all__ = ["Counted", "counted", "made_anew"]
+__all__ = ["Counted", "counted", "made_anew", "opened"]
 
 
 class _Unsent(Pieces):
@@ -149,7 +149,13 @@ _Kind = TypeVar("_Kind", bound=Counted)
 def counted(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
     """`stream`, which is fresh, as one of a server's: what it costs is charged, and what it has not sent; when it is
     closed it gives that back, and its place."""
-    kind = _CountedSSLIOStream if isinstance(stream, SSLIOStream) else _CountedIOStream
+    return opened(
+        stream, _CountedSSLIOStream if isinstance(stream, SSLIOStream) else _CountedIOStream, bound, place
+    )
+
+
+def opened(stream: IOStream, kind: type[Counted], bound: Bound, place: Place | None) -> IOStream:
+    """`stream` as one of that kind, which costs something; itself if it was closed."""
     made = made_anew(stream, kind, bound)
     if made is None:
         if place is not None:
