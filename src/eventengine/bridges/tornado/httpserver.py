@@ -6,7 +6,7 @@ Tornado's public hooks are used: `start_request` and `on_close`, an `HTTPMessage
 that reading waits for what `headers_received` and `data_received` return; how writes are counted stands in `streams`.
 
 A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
-be admitted is not charged for that, so it is kept small: only while a body is received is the size what it was.
+be admitted is not charged for that, so it is kept small until a first body is received, and while there is little room.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eventengine.admission import Admission, Upload
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
-from eventengine.bridges.tornado.streams import Counted, counted
+from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, counted
 from eventengine.bridges.tornado.websockets import Message
 from eventengine.quota import as_quota
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from eventengine.quota import ResourceQuota
 
 __all__ = ["QuotaHTTPServer"]
-
-READ_AHEAD: Final = 4096
-"""Bytes that a stream reads at a time while it receives no body."""
 
 _FORMS: Final = ("multipart/form-data", "application/x-www-form-urlencoded")
 """Of these Tornado keeps a copy in parts, beside the body."""
@@ -178,11 +175,11 @@ class _Admitted(HTTPMessageDelegate):
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
         length = _content_length(headers)
-        stream = self._connection.stream
         if not (length or "Transfer-Encoding" in headers):
             return streams
         if streams is not None:
             return self._begin_to_stream(streams, length)
+        stream = self._connection.stream
         most = self._server.conn_params.max_body_size
         if stream is None or length > (stream.max_buffer_size if most is None else most):
             return None  # Tornado refuses it
@@ -197,7 +194,7 @@ class _Admitted(HTTPMessageDelegate):
             return None
         waits = self._ask(upload, length)
         if waits is None:
-            stream.read_chunk_size = self._server.body_chunk_size
+            cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
         return waits
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -220,7 +217,7 @@ class _Admitted(HTTPMessageDelegate):
             if room is not None:
                 return self._receive_later(room, chunk)
             if self._connection.stream is not None:
-                self._connection.stream.read_chunk_size = self._server.body_chunk_size
+                cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
         self._left -= len(chunk)
         return self._delegate.data_received(chunk)
 
@@ -231,7 +228,7 @@ class _Admitted(HTTPMessageDelegate):
             else:
                 self._upload.complete()
             if self._connection.stream is not None:
-                self._connection.stream.read_chunk_size = min(READ_AHEAD, self._server.body_chunk_size)
+                cast("Counted", self._connection.stream).is_in_body = False
         delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
         if self._is_cut_short:
             delegate.on_connection_close()
@@ -262,7 +259,7 @@ class _Admitted(HTTPMessageDelegate):
         if waits is not None:
             await waits
         else:
-            stream.read_chunk_size = server.body_chunk_size
+            cast("Counted", stream).begin_body(server.body_chunk_size)
 
     def _pass_on(self, chunk: bytes) -> Awaitable[None] | None:
         upload = self._upload
@@ -298,7 +295,7 @@ class _Admitted(HTTPMessageDelegate):
         stream.on_closed = self._go_on  # Tornado then finds that it was closed
         try:
             await self._waiter
-            stream.read_chunk_size = self._server.body_chunk_size
+            stream.begin_body(self._server.body_chunk_size)
         except asyncio.CancelledError:  # the program ends: to be told so is no news for Tornado's log
             stream.close()
         finally:

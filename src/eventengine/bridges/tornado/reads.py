@@ -164,6 +164,7 @@ class Bounded(Counted):
         self._is_admitted = False  # and to go on in the loop's next turn
         self._on_close: Callable[[], None] | None = None
         super().__init__(*arguments, **options)
+        self.is_in_body = True
 
     @property
     def io_loop(self) -> IOLoop:  # Tornado's attribute, which its constructor sets

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.concurrent import Future
 from tornado.iostream import IOStream, SSLIOStream
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
     from eventengine.bridges.tornado.bound import Bound
 
-__all__ = ["Counted", "counted", "made_anew", "opened"]
+__all__ = ["READ_AHEAD", "Counted", "counted", "made_anew", "opened"]
+
+READ_AHEAD: Final = 4096
+"""Bytes that a stream reads at a time while it receives no body and there is little room."""
 
 
 class _Unsent(Pieces):
@@ -53,6 +56,7 @@ class Counted(IOStream):
         place: Its place among the quota's connections, if those have a limit.
         cost: Bytes that it is charged itself, if it is a server's.
         is_used: Whether a request has come on it.
+        is_in_body: Whether what it reads is charged as it comes.
         ripe_at: When it may be closed as idle, if it still waits for a request then.
         bound: What it is charged to.
     """
@@ -62,6 +66,7 @@ class Counted(IOStream):
         "_unsent",
         "bound",
         "cost",
+        "is_in_body",
         "is_used",
         "on_closed",
         "place",
@@ -75,7 +80,7 @@ class Counted(IOStream):
         self.on_closed: Callable[[], object] | None = None
         self.place: Place | None = None
         self.cost: int | None = None
-        self.is_used = False
+        self.is_used = self.is_in_body = False
         self._is_ahead = False
         self._unsent: _Unsent | None = None  # there is one while there is something
         super().__init__(*arguments, **options)
@@ -84,7 +89,14 @@ class Counted(IOStream):
         """Says to what, before anything is read or written."""
         self.bound = bound
 
+    def begin_body(self, chunk_size: int) -> None:
+        """What comes now was let in; it is read `chunk_size` bytes at a time."""
+        self.read_chunk_size = chunk_size
+        self.is_in_body = True
+
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if not self.is_in_body and len(buf) > READ_AHEAD and self.bound.memory.is_tight:
+            buf = memoryview(buf)[:READ_AHEAD]
         # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
         if self.reading():
             self._is_ahead = False
