@@ -14,9 +14,9 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from certificates import contexts
 from eventengine import ResourceQuota
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPServer, bound
+from tornado_certificate import contexts
 
 
 class Here(RequestHandler):

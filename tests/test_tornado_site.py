@@ -23,9 +23,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from certificates import contexts
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
+from tornado_certificate import contexts
 
 KIB = 1 << 10
 MIB = 1 << 20

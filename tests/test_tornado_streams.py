@@ -20,11 +20,11 @@ from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 from tornado.web import Application, RequestHandler
 
-from certificates import contexts
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPClient, QuotaTCPServer, reads, streams
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded
+from tornado_certificate import contexts
 
 KIB = 1 << 10
 MIB = 1 << 20

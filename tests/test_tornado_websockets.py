@@ -17,10 +17,10 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
-from certificates import contexts
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, streams
 from eventengine.bridges.tornado.websockets import Message
+from tornado_certificate import contexts
 
 KIB = 1 << 10
 FINAL, CONTINUES, BINARY, PING = 0x80, 0, 2, 9
