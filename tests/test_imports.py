@@ -28,6 +28,7 @@ LAYERS = (
     ("idle",),
     ("engine", "target", "attempts"),
     ("core", "connecting"),
+    ("tls",),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),
     ("bridges.tornado",),
     ("",),  # eventengine/__init__.py

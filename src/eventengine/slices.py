@@ -23,6 +23,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable
+from gc import get_referents as _referents
 from gc import is_finalized as _is_finalized
 from typing import TYPE_CHECKING, Protocol, SupportsIndex
 
@@ -199,6 +200,41 @@ def _probe(parts: list[memoryview]) -> int:
 
 
 _ONLY_OURS = _count_ours()
+
+
+def is_unshared(part: memoryview) -> bool:
+    """Whether `part`, a local variable of the caller's, is all that refers to its block, which may then be written
+    to: no other view, whole or cut, nobody else who has this one, nobody who has the block."""
+    return type(part.obj) is Block and not part.readonly and _holders(part) == _NOBODY_ELSE
+
+
+def _holders(part: memoryview) -> tuple[int, int, int]:
+    # What a view refers to is not the block, but what all views that were cut from one another share.
+    shared = _referents(part)
+    return _references(part), _references(shared[0]) if shared else 0, _references(part.obj)
+
+
+def _count_ours_of_a_view() -> tuple[int, int, int] | None:
+    if _ONLY_OURS == -1:
+        return None
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        return _probe_view([memoryview(bytearray(1))])
+    finally:
+        sys.settrace(trace)
+
+
+def _probe_view(parts: list[memoryview]) -> tuple[int, int, int]:
+    part = parts.pop()
+    return _probe_argument(part)
+
+
+def _probe_argument(part: memoryview) -> tuple[int, int, int]:
+    return _holders(part)
+
+
+_NOBODY_ELSE = _count_ours_of_a_view()
 
 
 class SliceBuffer:

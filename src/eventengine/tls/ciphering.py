@@ -1,0 +1,256 @@
+"""The two directions of a connection through OpenSSL: `Decrypter` and `Encrypter`.
+
+Rules:
+
+1. One thread at a time, in both together: they share an `SSLObject`. Who sees to that is `endpoint`.
+2. Plaintext takes the place of its ciphertext. A read below brought a block that is charged to the quota; OpenSSL is
+   given a piece of it, and what it makes of that goes to where the piece was. So decrypting takes no second block, and
+   a quota that is full of ciphertext cannot come to a standstill over it. It needs that nobody else can see the block,
+   which is asked (`is_unshared`), and that no byte is overwritten which OpenSSL has not got: `done <= fed` below.
+3. OpenSSL is given little at a time, for its memory BIOs keep the room of the most that was ever in them: a whole
+   record and a piece, some 48 KiB of room, once a connection has read in bulk. A whole record ahead spares asking in
+   vain, which costs as much as a third of a record.
+4. Between two calls OpenSSL holds at most one record of ciphertext, whose rest is to come, and one of plaintext, for
+   which there was no room. They are not charged: charged parts of records might fill a quota, and then none of them
+   would ever be whole.
+5. What is written is taken from the application's slices as records: long slices piece by piece where they lie, short
+   ones joined, so that many small slices cost few records, and one write below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Final, cast
+
+from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
+from eventengine.slices import SliceBuffer, is_unshared, recycle_last
+from eventengine.status import Status
+from eventengine.tls.statuses import CLEAN_END, status_of
+
+__all__ = ["Decrypter", "Encrypter"]
+
+RECORD: Final = 16384
+"""The most plaintext of one record: RFC 8446, 5.1."""
+_LONGEST_RECORD: Final = 5 + RECORD + 2048
+_PIECE: Final = 2 * RECORD
+BATCH: Final = 1 << 18
+"""Bytes that are encrypted for one write below; more wait for its end."""
+
+
+class Decrypter:
+    __slots__ = ("_aside", "_incoming", "_may_have_more", "_memory", "_tls", "end")
+
+    def __init__(self, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, memory: MemoryQuota) -> None:
+        self._tls = tls
+        self._incoming = incoming
+        self._memory = memory
+        self._may_have_more = False
+        self._aside: list[memoryview] = []
+        self.end: Status | None = None
+        """What ended the stream, once all that came before was given out."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is plaintext for which there was no room."""
+        return self._may_have_more or bool(self._aside)
+
+    def take(self, ciphertext: list[memoryview], buffer: SliceBuffer) -> None:
+        """Decrypts what came from below, in this order, to the end of `buffer`."""
+        ciphertext.reverse()
+        while ciphertext and self.end is None:
+            part = ciphertext.pop()
+            if is_unshared(part):
+                if self._may_have_more:  # which comes first, and does not fit in
+                    self._incoming.write(part)
+                    self._decrypt(part, 0, buffer)
+                else:
+                    self._decrypt(part, len(part), buffer)
+            else:
+                self._incoming.write(part)
+                parts = [part]
+                del part
+                recycle_last(parts)
+                self._may_have_more = True
+                self.give(buffer)
+        while ciphertext:
+            recycle_last(ciphertext)
+
+    def give(self, buffer: SliceBuffer, *, whatever_the_quota_says: bool = False) -> None:
+        """Moves the plaintext that there was no room for to the end of `buffer`, as far as there is room now."""
+        if self._aside:
+            buffer._parts += self._aside
+            buffer._length += sum(map(len, self._aside))
+            self._aside = []
+        while self._may_have_more and self.end is None:
+            waiting = self._tls.pending() + self._incoming.pending
+            if not waiting:
+                self._may_have_more = False
+                return
+            size = min(max(SMALLEST_BLOCK, 1 << (waiting - 1).bit_length()), LARGEST_POOLED_BLOCK)
+            block = self._memory.try_block(size)
+            if block is None:
+                if not whatever_the_quota_says:
+                    return
+                block = self._memory.make_block(SMALLEST_BLOCK, size)
+            room = memoryview(block)
+            del block
+            self._decrypt(room, 0, buffer)
+
+    def set_aside(self) -> None:
+        """Takes out of OpenSSL what it holds of plaintext, whatever the quota says: it is going to be asked to end
+        our stream, and then would drop it."""
+        buffer = SliceBuffer()
+        self.give(buffer, whatever_the_quota_says=True)
+        self._aside = buffer._parts
+
+    def put_aside(self, plaintext: SliceBuffer) -> None:
+        """Keeps plaintext that nobody has asked for yet."""
+        self._aside += plaintext._parts
+
+    def _decrypt(self, room: memoryview, fresh: int, buffer: SliceBuffer) -> None:
+        """Gives OpenSSL the first `fresh` bytes of `room`, and fills it with plaintext."""
+        incoming = self._incoming
+        read = cast("Callable[[int, memoryview], int]", self._tls.read)
+        size = len(room)
+        fed = 0 if fresh else size
+        done = 0
+        more = False
+        try:
+            while True:
+                if fed < size and (done == fed or incoming.pending < _LONGEST_RECORD):
+                    fed += incoming.write(room[fed : fed + _PIECE])
+                try:
+                    n = read(fed - done, room[done:fed])
+                except ssl.SSLWantReadError:
+                    if fed == size:
+                        break
+                    continue
+                if not n:
+                    self.end = CLEAN_END
+                    break
+                done += n
+                if done == size:
+                    more = True
+                    break
+                if fed == size and not incoming.pending and done < fed:
+                    break
+        except ssl.SSLZeroReturnError:
+            self.end = CLEAN_END
+        except ssl.SSLError as error:
+            self.end = status_of(error, "reading")
+        self._may_have_more = more
+        if done:
+            buffer._parts.append(room if done == size else room[:done])
+            buffer._length += done
+        else:
+            parts = [room]
+            del room
+            recycle_last(parts)
+
+
+class Encrypter:
+    __slots__ = ("_again", "_outgoing", "_piece", "_plain", "_tls", "waits_for_the_peer")
+
+    def __init__(self, tls: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> None:
+        self._tls = tls
+        self._outgoing = outgoing
+        self._plain: list[memoryview] = []  # last to first, as in `core.writing`
+        self._piece = _PIECE
+        self._again = b""
+        self.waits_for_the_peer = False
+        """Whether OpenSSL renegotiates, and encrypts nothing before it has heard of the peer."""
+
+    @property
+    def has_plaintext(self) -> bool:
+        return bool(self._plain or self._again)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether OpenSSL has something to say itself: an answer to the peer, an alert."""
+        return bool(self._outgoing.pending)
+
+    def take(self, data: SliceBuffer, max_frame_size: int) -> None:
+        """Takes the content of `data` over, to be encrypted."""
+        plain = self._plain = data._parts
+        data._parts = []
+        data._length = 0
+        if len(plain) > 1:
+            plain.reverse()
+        self._piece = _PIECE if max_frame_size >= RECORD else max_frame_size
+
+    def drop(self) -> None:
+        """Forgets what was not encrypted yet."""
+        self._again = b""
+        while self._plain:
+            recycle_last(self._plain)
+
+    def encrypt(self) -> SliceBuffer:
+        """Ciphertext for one write below: what OpenSSL has to say itself, and of the plaintext up to BATCH bytes.
+
+        Raises ssl.SSLError when nothing can be written any more.
+        """
+        ciphertext = SliceBuffer()
+        outgoing = self._outgoing
+        if outgoing.pending:
+            ciphertext.append(outgoing.read())
+        self.waits_for_the_peer = False
+        while (self._plain or self._again) and ciphertext._length < BATCH:
+            try:
+                self._encrypt_piece()
+            except ssl.SSLWantReadError:
+                self.waits_for_the_peer = True
+                break
+            finally:
+                if outgoing.pending:
+                    ciphertext.append(outgoing.read())
+        return ciphertext
+
+    def end(self, incoming: ssl.MemoryBIO) -> bytes:
+        """Ends our stream: what is to be sent. The peer's goes on, if what there is of it was set aside."""
+        unread = incoming.read()  # or OpenSSL, which looks for the peer's close_notify, would drop it
+        with contextlib.suppress(ssl.SSLError):  # the peer's end is still to come, or the connection is broken
+            self._tls.unwrap()
+        if unread:
+            incoming.write(unread)
+        return self._outgoing.read()
+
+    def _encrypt_piece(self) -> None:
+        plain, piece = self._plain, self._piece
+        if self._again:
+            self._tls.write(self._again)
+            self._again = b""
+            return
+        first = plain[-1]
+        if len(first) > piece:
+            self._tls.write(first[:piece])
+            plain[-1] = first[piece:]
+        elif len(first) >= RECORD or len(plain) == 1:
+            self._tls.write(first)
+            del first
+            recycle_last(plain)
+        else:
+            del first
+            # Kept, for OpenSSL wants the very same bytes when it has to be asked again.
+            self._again = self._join(min(piece, RECORD))
+            self._tls.write(self._again)
+            self._again = b""
+
+    def _join(self, size: int) -> bytes:
+        """Takes the next `size` bytes, or all, out of the short slices that they are in."""
+        plain = self._plain
+        parts: list[memoryview] = []
+        while plain and size:
+            part = plain[-1]
+            if len(part) > size:
+                parts.append(part[:size])
+                plain[-1] = part[size:]
+                break
+            parts.append(plain.pop())
+            size -= len(part)
+            del part
+        joined = b"".join(parts)
+        while parts:
+            recycle_last(parts)
+        return joined

@@ -1,0 +1,316 @@
+"""`Steps`: what is done within a turn of an endpoint over TLS. What a turn is, and who may touch what, says `endpoint`.
+
+What goes on below, and why one thing is done before another:
+
+1. First what has come of a write below, then close or writing, then reading, then what OpenSSL has to say to what was
+   read. A turn goes on for as long as things are done at once, which the endpoint below has a budget for.
+2. Plaintext that is in hand is given out before anything is read below; bytes before the end come first, with OK.
+3. A read for whose plaintext the quota has no room stands in the quota's line, and has a read outstanding below all the
+   same: so it hears of the end, and what that read brings is room, too.
+4. OpenSSL renegotiates (TLS 1.2) within reads and writes, and then encrypts nothing until it has heard of the peer: a
+   write has a read below, then, and what that brings of plaintext is put aside for the next read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+from eventengine.core.reading import CLOSED
+from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEventSink
+from eventengine.memory_quota import MemoryQuota
+from eventengine.slices import SliceBuffer
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
+from eventengine.tls.ciphering import Decrypter, Encrypter
+from eventengine.tls.statuses import UNCLEAN_END, status_of
+
+__all__ = ["OnDone", "ReadRequest", "Steps", "WriteRequest"]
+
+LINGER: Final = 1.0
+"""Seconds that a close waits, at most, for a peer that does not take the close_notify."""
+
+_OK: Final = Status.OK
+
+OnDone = Callable[[Status], object]
+ReadRequest = tuple[OnDone, SliceBuffer, int]
+WriteRequest = tuple[OnDone, WriteEventSink | None]
+
+
+class Steps(Endpoint):
+    __slots__ = (
+        "_arrived",
+        "_below",
+        "_ciphertext",
+        "_close_timer",
+        "_closed",
+        "_closes_below",
+        "_decrypter",
+        "_encrypter",
+        "_end_below",
+        "_engine",
+        "_incoming",
+        "_is_gone",
+        "_memory",
+        "_must_end",
+        "_outgoing_charge",
+        "_read_ended",
+        "_reading",
+        "_reads_below",
+        "_sent",
+        "_tls",
+        "_unwritable",
+        "_waits_for_room",
+        "_write_ended",
+        "_write_finished",
+        "_writes_below",
+        "_writing",
+    )
+
+    def __init__(
+        self,
+        engine: EventEngine,
+        below: Endpoint,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        memory: MemoryQuota,
+    ) -> None:
+        self._engine = engine
+        self._below = below
+        self._tls = tls
+        self._incoming = incoming
+        self._memory = memory
+        self._decrypter = Decrypter(tls, incoming, memory)
+        self._encrypter = Encrypter(tls, outgoing)
+        # What others leave for the next turn.
+        self._closed = self._write_ended = self._must_end = False
+        self._reading: ReadRequest | None = None
+        self._writing: WriteRequest | None = None
+        self._arrived: Status | None = None  # of the read below
+        self._sent: Status | None = None  # of the write below
+        # What the turns know.
+        self._ciphertext = SliceBuffer()  # what the read below brings
+        self._reads_below = self._writes_below = False
+        self._outgoing_charge = 0
+        self._end_below: Status | None = None
+        self._unwritable: Status | None = None
+        self._waits_for_room = False
+        self._closes_below = False
+        self._close_timer: TaskHandle | None = None
+        self._is_gone = False  # what is below was closed, by us or with the engine
+        # What a turn ended, to be told after it.
+        self._read_ended: tuple[ReadRequest, Status] | None = None
+        self._write_finished: tuple[WriteRequest, Status] | None = None
+        if incoming.pending:  # came with the last of the handshake; lies in a block from now on, and is charged
+            early = incoming.read()
+            block = memory.make_block(len(early), len(early))
+            block[: len(early)] = early
+            self._ciphertext.append(memoryview(block)[: len(early)])
+            self._arrived = _OK
+            self._reads_below = True
+
+    @abstractmethod
+    def _on_arrived(self, status: Status) -> None:
+        """The read below has ended."""
+
+    @abstractmethod
+    def _on_sent(self, status: Status) -> None:
+        """The write below has ended."""
+
+    @abstractmethod
+    def _on_room(self) -> bool:
+        """The quota has room. Any thread, and takes no lock; True passes the news on."""
+
+    def _step(self) -> None:
+        sent = self._sent
+        if sent is not None:
+            self._sent = None
+            self._take_sent(sent)
+        if self._closed:
+            self._go_on_closing()
+            return
+        self._go_on_writing()
+        self._go_on_reading()
+        if self._encrypter.has_output:
+            self._go_on_writing()
+
+    def _go_on_reading(self) -> None:
+        while True:
+            request = self._reading
+            if self._arrived is not None:
+                self._take_arrived(self._arrived, request)
+                if self._encrypter.waits_for_the_peer:
+                    self._go_on_writing()
+            if request is not None:
+                status = self._look_for_plaintext(request)
+                if status is not None:
+                    self._end_read(status)
+                    request = None
+            if self._reads_below or self._end_below is not None or self._decrypter.end is not None:
+                return
+            if request is None and not self._encrypter.waits_for_the_peer:
+                return
+            self._reads_below = True
+            try:
+                if not self._below.read(self._on_arrived, self._ciphertext):
+                    return
+                self._arrived = _OK
+            except (ClosedResourceError, ForkedProcessError):
+                self._reads_below = False
+                self._end_below = CLOSED
+                self._is_gone = True
+
+    def _take_arrived(self, status: Status, request: ReadRequest | None) -> None:
+        """What the read below brought goes through OpenSSL; without a request, that is only to hear of the peer."""
+        if request is None and self._writing is None:
+            return  # it stays as it is, until somebody wants it
+        self._arrived = None
+        self._reads_below = False
+        if not status.ok:
+            self._end_below = UNCLEAN_END if status.code is StatusCode.OUT_OF_RANGE else status
+            self._is_gone = self._is_gone or status.code is StatusCode.CANCELLED
+            if self._encrypter.waits_for_the_peer:
+                self._unwritable = self._end_below
+            return
+        ciphertext, self._ciphertext._parts = self._ciphertext._parts, []
+        self._ciphertext._length = 0
+        if request is not None:
+            self._decrypter.take(ciphertext, request[1])
+        else:
+            aside = SliceBuffer()
+            self._decrypter.take(ciphertext, aside)
+            self._decrypter.put_aside(aside)
+
+    def _look_for_plaintext(self, request: ReadRequest) -> Status | None:
+        """OK when there is enough, what ended the stream, or None when one has to wait."""
+        decrypter, buffer = self._decrypter, request[1]
+        if decrypter.has_more:
+            decrypter.give(buffer, whatever_the_quota_says=self._end_below is not None)
+            if not buffer._length and decrypter.has_more:
+                self._wait_for_room(buffer)
+        if buffer._length:
+            ended = decrypter.end is not None or self._end_below is not None
+            return _OK if ended or decrypter.has_more or buffer._length >= request[2] else None
+        if decrypter.end is not None:
+            return decrypter.end
+        return None if decrypter.has_more else self._end_below
+
+    def _wait_for_room(self, buffer: SliceBuffer) -> None:
+        """Enlists first and tries once more after, so that no wake-up is lost."""
+        waited, self._waits_for_room = self._waits_for_room, True
+        self._memory.add_waiter(self._on_room)
+        self._decrypter.give(buffer)
+        if buffer._length:
+            self._stop_waiting()
+        elif waited:  # woken in vain
+            self._memory.keep_place(self._on_room)
+
+    def _stop_waiting(self) -> None:
+        if self._waits_for_room:
+            self._waits_for_room = False
+            self._memory.remove_waiter(self._on_room)
+
+    def _end_read(self, status: Status) -> None:
+        request = self._reading
+        assert request is not None
+        self._stop_waiting()
+        self._reading = None
+        request[1]._lent = False
+        self._read_ended = request, status
+
+    def _go_on_writing(self) -> None:
+        """Encrypts and writes below, as long as that is done at once."""
+        encrypter = self._encrypter
+        while not self._writes_below:
+            if self._must_end:
+                self._must_end = False
+                self._decrypter.set_aside()
+                ending = encrypter.end(self._incoming)
+                if self._unwritable is None and ending:
+                    self._write_below(SliceBuffer([ending]), None)
+                return
+            if self._unwritable is None:
+                try:
+                    ciphertext = encrypter.encrypt()
+                except ssl.SSLError as error:
+                    self._unwritable = status_of(error, "writing")
+                    encrypter.drop()
+                    ciphertext = encrypter.encrypt()  # the alert
+                if ciphertext._length:
+                    last = None if encrypter.has_plaintext or self._writing is None else self._writing[1]
+                    self._write_below(ciphertext, last)
+                    continue
+            if self._writing is not None and (self._unwritable is not None or not encrypter.has_plaintext):
+                encrypter.drop()
+                self._end_write(_OK if self._unwritable is None else self._unwritable)
+            return
+
+    def _write_below(self, ciphertext: SliceBuffer, sink: WriteEventSink | None) -> None:
+        size = ciphertext._length
+        try:
+            if self._below.write(self._on_sent, ciphertext, sink=sink):
+                return
+        except (ClosedResourceError, ForkedProcessError):
+            self._unwritable = CLOSED
+            self._is_gone = True
+            return
+        self._writes_below = True
+        self._outgoing_charge = self._memory.take(size, size)
+
+    def _take_sent(self, status: Status) -> None:
+        self._writes_below = False
+        self._memory.give(self._outgoing_charge)
+        self._outgoing_charge = 0
+        if not status.ok:
+            self._unwritable = status
+            self._is_gone = self._is_gone or status.code is StatusCode.CANCELLED
+
+    def _end_write(self, status: Status) -> None:
+        request = self._writing
+        assert request is not None
+        self._writing = None
+        self._write_finished = request, status
+
+    def _go_on_closing(self) -> None:
+        """Rule 6; and what is outstanding ends as the operations below it do."""
+        if not self._closes_below:
+            self._closes_below = True
+            self._stop_waiting()
+            if self._writes_below or self._writing is not None or not self._say_goodbye():
+                self._close_below()
+        elif self._close_timer is not None and not self._writes_below:
+            self._engine.cancel(self._close_timer)
+            self._close_timer = None
+            self._close_below()
+        if self._arrived is not None:
+            self._arrived = None
+            self._reads_below = False
+            self._ciphertext.clear()
+        if self._reading is not None and not self._reads_below:
+            self._reading[1].clear()
+            self._end_read(CLOSED)
+        if self._writing is not None and not self._writes_below and not self._reads_below:
+            self._encrypter.drop()
+            self._end_write(CLOSED)
+
+    def _say_goodbye(self) -> bool:
+        """Sends a close_notify; True: what is below is to be closed when that was sent."""
+        if self._write_ended or self._unwritable is not None or self._is_gone:
+            return False
+        ending = self._encrypter.end(self._incoming)
+        if ending:
+            self._write_below(SliceBuffer([ending]), None)
+        if not self._writes_below:
+            return False
+        try:
+            self._close_timer = self._engine.run_after(LINGER, self._below.close)
+        except (ClosedResourceError, ForkedProcessError):
+            return False
+        return True
+
+    def _close_below(self) -> None:
+        with contextlib.suppress(ForkedProcessError):
+            self._below.close()

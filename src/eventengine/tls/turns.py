@@ -1,0 +1,143 @@
+"""`Turns`: who works on an endpoint over TLS, when, and who calls the callbacks. The rules are in `endpoint`."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+from eventengine.core.mailbox import forked
+from eventengine.engine import Endpoint, EventEngine
+from eventengine.memory_quota import MemoryQuota
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status
+from eventengine.tls.steps import ReadRequest, Steps, WriteRequest
+
+__all__ = ["Turns"]
+
+R = TypeVar("R")
+
+_FROM_BELOW: Final = object()
+"""Instead of a request: the turn is taken by a callback from below."""
+
+_this_process: Final = [object()]
+"""Another object in each process."""
+
+
+class Turns(Steps):
+    __slots__ = ("_again", "_in_turn", "_process", "_read_idle", "_strand", "_write_idle")
+
+    def __init__(
+        self,
+        engine: EventEngine,
+        below: Endpoint,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        memory: MemoryQuota,
+    ) -> None:
+        super().__init__(engine, below, tls, incoming, outgoing, memory)
+        self._strand = threading.RLock()
+        self._in_turn = self._again = False
+        self._process = _this_process[0]
+        self._read_idle = self._write_idle = None
+
+    @property
+    def _is_forked(self) -> bool:
+        return self._process is not _this_process[0]
+
+    def _misused(self, error: Exception) -> Exception:
+        return forked() if self._is_forked else error
+
+    def _turn(self, caller: object) -> Status | None:
+        """Rules 2 and 4. What ended the request `caller`, if it was ended in a turn that was taken here."""
+        strand = self._strand
+        read: tuple[ReadRequest, Status] | None = None
+        written: tuple[WriteRequest, Status] | None = None
+        while True:
+            self._again = True
+            if not strand.acquire(blocking=False):
+                break
+            if self._in_turn:
+                strand.release()
+                break
+            self._in_turn = True
+            try:
+                while self._again:
+                    self._again = False
+                    self._step()
+                # Each at most once, for its token comes back only when it was told.
+                if self._read_ended is not None:
+                    read, self._read_ended = self._read_ended, None
+                if self._write_finished is not None:
+                    written, self._write_finished = self._write_finished, None
+            finally:
+                self._in_turn = False
+                strand.release()
+            if not self._again:
+                break
+        outcome: Status | None = None
+        if read is not None and read[0] is caller:
+            outcome = read[1]
+            read = None
+        if written is not None and written[0] is caller:
+            outcome = written[1]
+            written = None
+        if written is not None:
+            if caller is _FROM_BELOW and read is None:
+                self._tell_written(*written)
+            else:
+                self._tell_later(self._tell_written, *written)
+        if read is not None:
+            if caller is _FROM_BELOW:
+                self._tell_read(*read)
+            else:
+                self._tell_later(self._tell_read, *read)
+        return outcome
+
+    def _tell_later(self, tell: Callable[[R, Status], None], request: R, status: Status) -> None:
+        try:
+            self._engine.run(partial(tell, request, status))
+        except ClosedResourceError:  # the engine ended just now; nobody else will do it
+            tell(request, status)
+
+    def _tell_read(self, request: ReadRequest, status: Status) -> None:
+        self._read_idle = None
+        request[0](status)
+
+    def _tell_written(self, request: WriteRequest, status: Status) -> None:
+        if not self._write_ended:
+            self._write_idle = None
+        request[0](status)
+
+    # What comes from elsewhere.
+
+    def _on_arrived(self, status: Status) -> None:
+        self._arrived = status
+        self._turn(_FROM_BELOW)
+
+    def _on_sent(self, status: Status) -> None:
+        self._sent = status
+        self._turn(_FROM_BELOW)
+
+    def _on_room(self) -> bool:
+        """The quota has room. Any thread, and takes no lock; True passes the news on."""
+        try:
+            self._engine.run(self._look_for_room)
+        except (ClosedResourceError, ForkedProcessError):
+            return True
+        return False
+
+    def _look_for_room(self) -> None:
+        self._turn(_FROM_BELOW)
+        self._memory.wake_next_waiter()
+
+
+def _after_fork_in_child() -> None:
+    _this_process[0] = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
