@@ -26,7 +26,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 import warnings
 import weakref
@@ -188,9 +187,12 @@ class TLSEndpoint(Turns, HalfCloseable):
             del self._open
         except AttributeError:
             return
-        # By a closure that does not hold this object: it may be collected in any thread, at any point.
-        with contextlib.suppress(ClosedResourceError, ForkedProcessError):
+        if self._is_gone:
+            return
+        try:  # by a closure that does not hold this object: it may be collected in any thread, at any point
             self._engine.run(self._below.close)
+        except (ClosedResourceError, ForkedProcessError):
+            return  # the engine has closed what is below
         warnings.warn(
             f"an endpoint to {self.peer_address} was never closed", ResourceWarning, stacklevel=1, source=self
         )

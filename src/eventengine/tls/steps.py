@@ -258,7 +258,8 @@ class Steps(Endpoint):
             self._is_gone = True
             return
         self._writes_below = True
-        self._outgoing_charge = self._memory.take(size, size)
+        if self._writing is not None:  # else it is a few bytes that the application did not ask for
+            self._outgoing_charge = self._memory.take(size, size)
 
     def _take_sent(self, status: Status) -> None:
         self._writes_below = False

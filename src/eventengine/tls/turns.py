@@ -85,16 +85,19 @@ class Turns(Steps):
         if written is not None and written[0] is caller:
             outcome = written[1]
             written = None
-        if written is not None:
-            if caller is _FROM_BELOW and read is None:
-                self._tell_written(*written)
-            else:
-                self._tell_later(self._tell_written, *written)
-        if read is not None:
-            if caller is _FROM_BELOW:
-                self._tell_read(*read)
-            else:
-                self._tell_later(self._tell_read, *read)
+        directly = caller is _FROM_BELOW
+        if written is not None and (read is not None or not directly):
+            self._tell_later(self._tell_written, *written)
+            written = None
+        if read is not None and not directly:
+            self._tell_later(self._tell_read, *read)
+        elif read is not None:
+            on_done, status = read[0][0], read[1]
+            read = None  # logs may keep this frame, and with it what was read, if the callback raises
+            self._read_idle = None
+            on_done(status)
+        elif written is not None:
+            self._tell_written(*written)
         return outcome
 
     def _tell_later(self, tell: Callable[[R, Status], None], request: R, status: Status) -> None:
@@ -104,8 +107,10 @@ class Turns(Steps):
             tell(request, status)
 
     def _tell_read(self, request: ReadRequest, status: Status) -> None:
+        on_read = request[0]
+        del request  # logs may keep this frame, and with it what was read
         self._read_idle = None
-        request[0](status)
+        on_read(status)
 
     def _tell_written(self, request: WriteRequest, status: Status) -> None:
         if not self._write_ended:

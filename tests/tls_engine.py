@@ -1,0 +1,296 @@
+"""`TLSEventEngine`: an engine whose connections are all over TLS; and the oracle that is the peer of these.
+
+So the conformance suite, which knows nothing of TLS, says whether an endpoint over TLS is an endpoint like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
+
+from certificates import HOST, certificates
+from eventengine import (
+    ConnectionHandle,
+    DNSResolver,
+    Endpoint,
+    EndpointConfig,
+    EventEngine,
+    Listener,
+    MemoryAllocator,
+    MemoryAllocatorFactory,
+    ResolvedAddress,
+    Status,
+    StatusOr,
+    TaskHandle,
+    tls,
+)
+from eventengine.testing import oracle
+from eventengine.testing.oracle import TIMEOUT, OracleServer
+
+E = TypeVar("E")
+
+
+class TLSEventEngine(EventEngine):
+    """Connects and accepts as `inner` does, and gives its connections out when their handshakes are done."""
+
+    def __init__(self, inner: EventEngine) -> None:
+        self._inner = inner
+        self._handles = itertools.count(1 << 40)
+        self._stages: dict[ConnectionHandle, _Stage] = {}
+        self._client = certificates().client_context()
+        self._server = certificates().server_context()
+        self._server.num_tickets = 0  # which a client that does not read would answer with a reset when it closes
+
+    @property
+    def callbacks_block_polling(self) -> bool:
+        return self._inner.callbacks_block_polling
+
+    def run(self, closure: Callable[[], object]) -> None:
+        self._inner.run(closure)
+
+    def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
+        return self._inner.run_after(delay, closure)
+
+    def cancel(self, handle: TaskHandle) -> bool:
+        return self._inner.cancel(handle)
+
+    def connect(
+        self,
+        on_connect: Callable[[StatusOr[Endpoint]], object],
+        address: ResolvedAddress,
+        config: EndpointConfig,
+        memory_allocator: MemoryAllocator,
+        timeout: float,
+    ) -> ConnectionHandle:
+        if not callable(on_connect) or iscoroutinefunction(on_connect):  # is refused
+            return self._inner.connect(on_connect, address, config, memory_allocator, timeout)
+        began = time.monotonic()
+        handle = ConnectionHandle(next(self._handles))
+        stage = self._stages[handle] = _Stage()
+
+        def on_done(result: StatusOr[Endpoint]) -> None:
+            self._stages.pop(handle, None)
+            on_connect(result)
+
+        def on_connected(result: StatusOr[Endpoint]) -> None:
+            if isinstance(result, Status):
+                on_done(result)
+                return
+            left = max(timeout - (time.monotonic() - began), 0.0)
+            with stage.lock:
+                if stage.cancelled:
+                    result.close()
+                    return
+                stage.cancel = tls.connect(
+                    self._inner,
+                    on_done,
+                    result,
+                    self._client,
+                    server_hostname=HOST,
+                    memory_allocator=memory_allocator,
+                    timeout=left,
+                ).cancel
+
+        try:
+            with stage.lock:
+                inner = self._inner.connect(on_connected, address, config, memory_allocator, timeout)
+                stage.cancel = partial(self._inner.cancel_connect, inner)
+        except BaseException:
+            del self._stages[handle]
+            raise
+        return handle
+
+    def cancel_connect(self, handle: ConnectionHandle) -> bool:
+        stage = self._stages.get(handle)
+        if stage is None:
+            return self._inner.cancel_connect(ConnectionHandle(-1))
+        with stage.lock:
+            if not stage.cancel() and not stage.is_between():
+                return False
+            stage.cancelled = True
+        return self._stages.pop(handle, None) is not None
+
+    def create_listener(
+        self,
+        on_accept: Callable[[Endpoint, MemoryAllocator], object],
+        on_shutdown: Callable[[Status], object],
+        config: EndpointConfig,
+        memory_allocator_factory: MemoryAllocatorFactory,
+    ) -> Listener:
+        if not callable(on_accept) or not callable(on_shutdown):
+            return self._inner.create_listener(on_accept, on_shutdown, config, memory_allocator_factory)
+        under_way = _UnderWay(on_shutdown)
+
+        def on_accepted(below: Endpoint, allocator: MemoryAllocator) -> None:
+            def on_done(result: StatusOr[Endpoint]) -> None:
+                try:
+                    if not isinstance(result, Status):
+                        try:
+                            on_accept(result, allocator)
+                        except BaseException:
+                            result.close()
+                            raise
+                finally:
+                    under_way.end()
+
+            under_way.begin()
+            tls.accept(self._inner, on_done, below, self._server, memory_allocator=allocator, timeout=TIMEOUT)
+
+        return self._inner.create_listener(on_accepted, under_way.shut_down, config, memory_allocator_factory)
+
+    def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
+        return self._inner.get_dns_resolver(dns_server=dns_server)
+
+    def is_worker_thread(self) -> bool:
+        return self._inner.is_worker_thread()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Stage:
+    """How far a connect is, and how it is cancelled there."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cancelled = False
+        self.cancel: Callable[[], bool] = bool
+
+    def is_between(self) -> bool:
+        """The connection was made, and its handshake has not begun: `on_connected` waits for the lock."""
+        return isinstance(self.cancel, partial)
+
+
+class _UnderWay:
+    """Counts the handshakes of a listener: `on_shutdown` comes after the last."""
+
+    def __init__(self, on_shutdown: Callable[[Status], object]) -> None:
+        self._on_shutdown = on_shutdown
+        self._count = 1
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def shut_down(self, status: Status) -> None:
+        assert status.ok
+        self.end()
+
+    def end(self) -> None:
+        with self._lock:
+            self._count -= 1
+            last = not self._count
+        if last:
+            self._on_shutdown(Status.OK)
+
+
+class TLSOracle(ssl.SSLSocket):
+    """A blocking socket over TLS that is used as one without: it ends its stream with a close_notify."""
+
+    _resets = False
+
+    def shutdown(self, how: int) -> None:
+        self._end_stream()
+
+    def close(self) -> None:
+        if self.fileno() >= 0 and not self._resets:
+            self._end_stream()
+        super().close()
+
+    def _end_stream(self) -> None:
+        timeout = self.gettimeout()
+        self.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):  # the peer's end is still to come, or it is gone
+            self.unwrap()
+        self.settimeout(timeout)
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:  # type: ignore[override]
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER):
+            self._resets = True
+        super().setsockopt(level, option, *value)
+
+    def recv(self, size: int = 1024, flags: int = 0) -> bytes:
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # the peer's end, after ours
+            return super().recv(size, flags)
+        return b""
+
+    def recv_into(self, *arguments: Any, **more: Any) -> int:  # type: ignore[override]
+        with contextlib.suppress(ssl.SSLZeroReturnError):
+            return super().recv_into(*arguments, **more)
+        return 0
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """One record: of several, some might be under way when the last finds no room."""
+        try:
+            return super().send(memoryview(data)[:16384], flags)
+        except ssl.SSLWantWriteError:
+            raise BlockingIOError from None
+        except ssl.SSLEOFError:
+            raise BrokenPipeError from None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += self.send(view[done:], flags)
+
+
+def _shake(connection: socket.socket, context: ssl.SSLContext, **more: Any) -> socket.socket:
+    context.sslsocket_class = TLSOracle
+    if connection.family == socket.AF_UNIX:  # records take more of its room than one piece of bytes
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    wrapped = context.wrap_socket(connection, do_handshake_on_connect=False, **more)
+    wrapped.settimeout(TIMEOUT)
+    try:
+        wrapped.do_handshake()
+    except BaseException:
+        socket.socket.close(wrapped)
+        raise
+    return wrapped
+
+
+class TLSOracleServer(OracleServer):
+    """Takes connections and shakes hands in a thread: those who test connect first and accept then."""
+
+    def __init__(self, address: ResolvedAddress | None = None, *, backlog: int = 128) -> None:
+        super().__init__(address, backlog=backlog)
+        self._accepted: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._context = certificates().server_context()
+        self._context.num_tickets = 0
+        self._stop, self._stopped = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="TLS oracle")
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while self._stopped not in select.select([self.socket, self._stopped], [], [])[0]:
+            connection, _ = self.socket.accept()
+            with contextlib.suppress(OSError):  # a client that is gone
+                self._accepted.put(_shake(connection, self._context, server_side=True))
+
+    def accept(self) -> socket.socket:
+        return self._accepted.get(timeout=TIMEOUT)
+
+    def close(self) -> None:
+        self._stop.close()
+        self._thread.join(TIMEOUT)
+        self._stopped.close()
+        super().close()
+        while not self._accepted.empty():
+            self._accepted.get().close()
+
+
+def tls_connect(address: ResolvedAddress, *, receive_buffer_size: int | None = None) -> socket.socket:
+    """As `oracle.connect`."""
+    connection = oracle.connect(address, receive_buffer_size=receive_buffer_size)
+    return _shake(connection, certificates().client_context(), server_hostname=HOST)
