@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -55,6 +56,16 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def make_engine(kind: Kind) -> Iterator[Callable[[], EventEngine]]:
     with factory(kind) as make:
         yield lambda: TLSEventEngine(make())
+
+
+@pytest.fixture
+def make_engine_in_child(kind: Kind) -> Callable[[], AbstractContextManager[Callable[[], EventEngine]]]:
+    @contextmanager
+    def make() -> Iterator[Callable[[], EventEngine]]:
+        with factory(kind) as make_inner:
+            yield lambda: TLSEventEngine(make_inner())
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -1,26 +1,42 @@
-"""TLS over the connections of every engine, with Python's blocking `ssl` sockets as its peer."""
+"""TLS over the connections of every engine, with Python's blocking `ssl` sockets as its peer.
+
+That an endpoint over TLS is one like any other is in `test_conformance_tls`.
+"""
 
 from __future__ import annotations
 
+import queue
+import random
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import pytest
 
+from certificates import HOST, certificates
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
-from eventengine import Endpoint, EventEngine, SliceBuffer, Status
-from eventengine.testing.application import Application
-from eventengine.testing.conformance.fixtures import *
-from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all
-from handshakes import (
-    oracle_client,
-    oracle_server,
-    try_accept,
-    try_connect,
+from eventengine import (
+    ClosedResourceError,
+    Endpoint,
+    EventEngine,
+    HalfCloseable,
+    SliceBuffer,
+    Status,
+    StatusCode,
+    StatusError,
+    SupportsFileDescriptor,
+    tls,
 )
+from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.conformance.fixtures import *
+from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
+from eventengine.testing.scenes import never_inline
+from handshakes import oracle_client, oracle_server, secured, start_accept, start_connect, try_accept, try_connect
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
@@ -38,41 +54,650 @@ class Pair(NamedTuple):
     oracle: ssl.SSLSocket
 
 
+class Below(NamedTuple):
+    """A connection without TLS."""
+
+    endpoint: Endpoint
+    oracle: socket.socket
+
+
+@contextmanager
+def below(app: Application, role: str) -> Iterator[Below]:
+    with ExitStack() as stack:
+        if role == "client":
+            with OracleServer() as server:
+                endpoint = app.connect(server.address)
+                oracle = stack.enter_context(server.accept())
+        else:
+            accepting = app.listen()
+            oracle = stack.enter_context(connect(accepting.address))
+            endpoint = accepting.next()
+            accepting.close()
+        stack.callback(endpoint.close)
+        yield Below(endpoint, oracle)
+
+
 @contextmanager
 def paired(
     app: Application,
     role: str,
     ours: ssl.SSLContext | None = None,
     theirs: ssl.SSLContext | None = None,
+    **more: Any,
 ) -> Iterator[Pair]:
     """A connection over TLS in which the engine is `"client"` or `"server"`."""
-    with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(1))
+    with below(app, role) as (beneath, connection), ThreadPoolExecutor(1) as threads:
         if role == "client":
-            with OracleServer() as server:
-                below = app.connect(server.address)
-                shaking = threads.submit(lambda: oracle_server(server.accept(), theirs))
-                endpoint = try_connect(app, below, ours)
+            shaking = threads.submit(oracle_server, connection, theirs)
+            endpoint = try_connect(app, beneath, ours, **more)
         else:
-            accepting = app.listen()
-            shaking = threads.submit(lambda: oracle_client(connect(accepting.address), theirs))
-            endpoint = try_accept(app, accepting.next(), ours)
-            accepting.close()
-        oracle = stack.enter_context(shaking.result(TIMEOUT))
-        assert not isinstance(endpoint, Status), endpoint
-        stack.callback(endpoint.close)
-        yield Pair(endpoint, oracle)
+            shaking = threads.submit(oracle_client, connection, theirs)
+            endpoint = try_accept(app, beneath, ours, **more)
+        with shaking.result(TIMEOUT) as oracle:
+            assert not isinstance(endpoint, Status), endpoint
+            with closing(endpoint):
+                yield Pair(endpoint, oracle)
 
 
+def refused(
+    app: Application, ours: ssl.SSLContext | None = None, theirs: ssl.SSLContext | None = None, **more: Any
+) -> Status:
+    """The status that a client gets whose handshake with the oracle does not succeed."""
+    with below(app, "client") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_server, connection, theirs)
+        status = try_connect(app, endpoint, ours, **more)
+        with suppress(OSError):
+            shaking.result(TIMEOUT).close()
+        assert isinstance(status, Status)
+        with pytest.raises(ClosedResourceError):
+            endpoint.read(Callback[Status](app.ledger, times=0), SliceBuffer())
+    return status
+
+
+# Bytes.
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("role", ["client", "server"])
-def test_bytes_go_both_ways_and_the_end_is_a_clean_one(anywhere: Application, role: str) -> None:
+def test_bytes_go_both_ways_and_the_end_is_a_clean_one(
+    anywhere: Application, role: str, version: ssl.TLSVersion
+) -> None:
     question, answer = pattern(300_000, 1), pattern(3_000_000, 2)
-    with paired(anywhere, role) as (endpoint, oracle), ThreadPoolExecutor(1) as threads:
+    theirs = certificates().server_context() if role == "client" else certificates().client_context()
+    theirs.maximum_version = version
+    with paired(anywhere, role, None, theirs) as (endpoint, oracle), ThreadPoolExecutor(1) as threads:
         hearing = threads.submit(receive, oracle, len(question))
-        assert anywhere.write(endpoint, SliceBuffer([question[:10], question[10:20], question[20:]])).ok
+        parts = SliceBuffer([question[:10], question[10:20], question[20:]])
+        assert anywhere.write(endpoint, parts).ok
         assert hearing.result(TIMEOUT) == question
         saying = threads.submit(oracle.sendall, answer)
         assert anywhere.receive(endpoint, len(answer)) == answer
         saying.result(TIMEOUT)
         anywhere.call(endpoint.close)
         assert receive_all(oracle) == b""
+
+
+def _records_on_the_wire(app: Application, data: SliceBuffer, **more: Any) -> list[int]:
+    """The lengths of the records that one write makes, as they come out of the connection below."""
+    with below(app, "server") as (endpoint, connection):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+        server = certificates().server_context()
+        server.num_tickets = 0
+        on_done = Callback[Any](app.ledger)
+        start_accept(app, on_done, endpoint, server)
+        while True:
+            try:
+                peer.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(1 << 16))
+        connection.sendall(outgoing.read())
+        with closing(on_done.result()) as secure:
+            size = len(data)
+            on_writable = Callback[Status](app.ledger)
+            if secure.write(on_writable, data, **more):
+                on_writable(Status.OK)
+            raw = bytearray()
+            lengths: list[int] = []
+            while sum(lengths) < size:
+                raw += connection.recv(1 << 16)
+                while len(raw) >= 5 and len(raw) >= 5 + int.from_bytes(raw[3:5]):
+                    length = int.from_bytes(raw[3:5])
+                    lengths.append(length - 17)  # the type within, and the tag
+                    del raw[: 5 + length]
+            assert on_writable.result().ok
+    return lengths
+
+
+def test_many_small_slices_leave_in_few_records(app: Application) -> None:
+    assert _records_on_the_wire(app, SliceBuffer([b"x" * 100] * 1000)) == [16384] * 6 + [100_000 - 6 * 16384]
+
+
+def test_a_frame_size_below_that_of_a_record_is_kept(app: Application) -> None:
+    assert _records_on_the_wire(app, SliceBuffer([b"x" * 5000]), max_frame_size=2000) == [2000, 2000, 1000]
+
+
+def test_no_ciphertext_is_read_while_no_read_is_outstanding(app: Application) -> None:
+    data = pattern(64 << 20)
+    with paired(app, "server") as (_, oracle):
+        oracle.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            oracle.sendall(data)
+        assert app.quota.memory.used == 0
+
+
+def test_what_came_with_the_handshake_is_read_and_was_charged_meanwhile(app: Application) -> None:
+    with below(app, "server") as (endpoint, connection):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+        on_done = Callback[Any](app.ledger)
+        start_accept(app, on_done, endpoint)
+        while True:
+            try:
+                peer.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(1 << 16))
+        data = pattern(5000)
+        peer.write(data)
+        connection.sendall(outgoing.read())  # the handshake's last message and the data, in one piece
+        with closing(on_done.result()) as secure:
+            assert app.quota.memory.used >= 5000
+            assert app.receive(secure, 5000) == data
+        connection.close()
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_an_end_without_close_notify_is_unclean_and_told_after_the_bytes(anywhere: Application, role: str) -> None:
+    with paired(anywhere, role) as (endpoint, oracle):
+        oracle.sendall(b"the beginning of")
+        with socket.socket(fileno=oracle.detach()) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            data, status = anywhere.receive_all(endpoint)
+            assert data == b"the beginning of"
+            for _ in range(2):
+                assert status.code is StatusCode.UNAVAILABLE
+                assert "no close_notify" in status.message
+                assert "cut off" in status.message
+                status = anywhere.read(endpoint, SliceBuffer())
+
+
+def test_a_collected_endpoint_ends_uncleanly_and_a_closed_one_cleanly(app: Application) -> None:
+    with paired(app, "server") as (endpoint, oracle):
+        endpoint.close()
+        assert receive_all(oracle) == b""
+
+
+def test_bytes_that_were_changed_on_the_way_break_the_connection_after_those_before(app: Application) -> None:
+    with paired(app, "client") as (endpoint, oracle):
+        oracle.sendall(b"genuine")
+        with socket.socket(fileno=oracle.detach()) as connection:
+            connection.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+            data, status = app.receive_all(endpoint)
+            assert data == b"genuine"
+            assert status.code is StatusCode.UNAVAILABLE
+            assert "changed on the way" in status.message
+            assert app.read(endpoint, SliceBuffer()) == status
+            assert not app.write(endpoint, b"in vain").ok or app.write(endpoint, b"in vain").code
+
+
+def test_close_write_keeps_what_was_received_and_not_yet_read(app: Application) -> None:
+    """OpenSSL is asked to end our stream while it holds plaintext of the peer's, and would drop it."""
+    data = pattern(100_000)
+    with paired(app, "server") as (endpoint, oracle):
+        oracle.sendall(data)
+        buffer = SliceBuffer()
+        assert app.read(endpoint, buffer).ok
+        received = bytes(buffer)
+        half = endpoint.query_extension(HalfCloseable)
+        assert half is not None
+        half.close_write()
+        assert receive_all(oracle) == b""
+        received += app.receive(endpoint, len(data) - len(received))
+        assert received == data
+
+
+# Who is whom.
+
+
+def test_a_certificate_for_another_host_is_refused(anywhere: Application) -> None:
+    status = refused(anywhere, server_hostname="another.example")
+    assert status.code is StatusCode.UNAUTHENTICATED
+    assert "is for another host than 'another.example'" in status.message
+
+
+def test_an_ip_address_is_a_host_too(app: Application) -> None:
+    with paired(app, "client", server_hostname="127.0.0.1") as (endpoint, _):
+        assert secured(endpoint).server_name == "127.0.0.1"
+    assert "is for another host than '127.0.0.2'" in refused(app, server_hostname="127.0.0.2").message
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("expired", "the peer's certificate has expired"),
+        ("self-signed", "the peer's certificate is self-signed, and not among those that are trusted here"),
+        ("of a stranger", "issued by an authority that is not trusted here (unknown authority)"),
+    ],
+)
+def test_a_certificate_that_is_not_to_be_trusted_is_refused_with_the_reason(
+    app: Application, name: str, why: str
+) -> None:
+    status = refused(app, None, certificates().server_context(name))
+    assert status.code is StatusCode.UNAUTHENTICATED
+    assert why in status.message
+
+
+def test_a_client_may_have_to_show_a_certificate(app: Application) -> None:
+    asking = certificates().server_context(asks_the_client=True)
+    with paired(app, "server", asking, certificates().client_context("client")) as (endpoint, _):
+        certificate = secured(endpoint).peer_certificate
+        assert certificate is not None
+        assert certificate["subject"] == ((("commonName", "a client"),),)
+        assert secured(endpoint).peer_certificate_der
+    with paired(app, "client", certificates().client_context("client"), asking) as (endpoint, oracle):
+        peer = oracle.getpeercert()
+        assert peer is not None
+        assert peer["subject"] == ((("commonName", "a client"),),)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_refuses_a_client_without_a_certificate_and_the_client_hears_it(
+    app: Application, version: ssl.TLSVersion
+) -> None:
+    asking = certificates().server_context(asks_the_client=True)
+    asking.maximum_version = version
+    with below(app, "server") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_client, connection)
+        status = try_accept(app, endpoint, asking)
+        assert isinstance(status, Status)
+        assert status.code is StatusCode.UNAUTHENTICATED
+        assert "sent no certificate" in status.message
+        with suppress(OSError):
+            shaking.result(TIMEOUT).close()
+    with below(app, "client") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_server, connection, asking)
+        result = try_connect(app, endpoint)
+        if not isinstance(result, Status):  # TLS 1.3: the server has the last word, when we are done
+            with closing(result):
+                result = app.read(result, SliceBuffer())
+        assert "certificate" in result.message
+        if version is ssl.TLSVersion.TLSv1_3:  # before, there was no alert of its own for this
+            assert result.code is StatusCode.UNAUTHENTICATED
+        with suppress(OSError):
+            shaking.result(TIMEOUT).close()
+
+
+def test_alpn_sni_and_what_was_agreed_are_told(app: Application) -> None:
+    ours, theirs = certificates().client_context(), certificates().server_context()
+    ours.set_alpn_protocols(["h2", "http/1.1"])
+    theirs.set_alpn_protocols(["http/1.1"])
+    asked: list[object] = []
+
+    def on_name(sock: object, name: object, context: object) -> None:
+        asked.append(name)
+
+    theirs.sni_callback = on_name
+    with paired(app, "client", ours, theirs) as (endpoint, oracle):
+        told = secured(endpoint)
+        assert told.alpn_protocol == oracle.selected_alpn_protocol() == "http/1.1"
+        cipher = oracle.cipher()
+        assert cipher is not None
+        assert (told.protocol_version, told.cipher) == (oracle.version(), cipher[0])
+        assert told.server_name == HOST
+        assert asked == [HOST]
+        assert not told.is_resumed
+        assert told.peer_certificate_der is not None
+    asked.clear()
+    with paired(app, "server", theirs, ours) as (endpoint, oracle):
+        assert secured(endpoint).alpn_protocol == "http/1.1"
+        assert secured(endpoint).session is None
+        assert secured(endpoint).peer_certificate is None
+        assert asked == [HOST]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed(app: Application, version: ssl.TLSVersion) -> None:
+    ours, theirs = certificates().client_context(), certificates().server_context()
+    theirs.maximum_version = version
+    session: ssl.SSLSession | None = None
+    for resumed in (False, True):
+        with paired(app, "client", ours, theirs, session=session) as (endpoint, oracle):
+            assert secured(endpoint).is_resumed is oracle.session_reused is resumed
+            oracle.sendall(b"x")
+            assert app.receive(endpoint, 1) == b"x"
+            session = secured(endpoint).session
+            assert session is not None
+
+
+def test_the_descriptor_may_be_looked_at_and_not_taken(app: Application) -> None:
+    with paired(app, "client") as (endpoint, oracle):
+        descriptor = endpoint.query_extension(SupportsFileDescriptor)
+        assert descriptor is not None
+        with socket.socket(fileno=socket.dup(descriptor.fileno())) as same:
+            assert same.getpeername() == oracle.getsockname()
+        with pytest.raises(StatusError, match="would not have the keys") as raised:
+            descriptor.release()
+        assert raised.value.status.code is StatusCode.UNIMPLEMENTED
+
+
+# Handshakes that fail.
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS, it began with b'HTTP/1.1 400 Bad'"),
+        (b"220 mail.example ESMTP\r\n", "does not speak TLS, it began with b'220 mail.example'"),
+        (b"\x00\x01\x02\x03" * 50, "does not speak TLS, it began with b'"),
+        (b"\x16\x03\x03\x00\x05hello", "is no TLS that we understand"),
+        (b"\x16", "hung up in the middle of it"),
+        (b"", "hung up before it sent anything"),
+    ],
+    ids=["HTTP", "SMTP", "garbage", "garbage in a record", "one byte", "nothing"],
+)
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_peer_that_does_not_speak_tls_is_told_by_what_it_said(
+    app: Application, role: str, said: bytes, told: str
+) -> None:
+    with below(app, role) as (endpoint, connection):
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        status = try_connect(app, endpoint) if role == "client" else try_accept(app, endpoint)
+        assert isinstance(status, Status)
+        assert status.code is StatusCode.UNAVAILABLE
+        assert told in status.message
+
+
+def test_a_client_that_speaks_http_is_told_apart(app: Application) -> None:
+    with below(app, "server") as (endpoint, connection):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        status = try_accept(app, endpoint)
+        assert "does not speak TLS, it began with b'GET / HTTP/1.1\\r\\n'" in status.message
+
+
+def test_nothing_in_common_is_told(app: Application) -> None:
+    ours, theirs = certificates().client_context(), certificates().server_context()
+    ours.maximum_version = ssl.TLSVersion.TLSv1_2
+    theirs.minimum_version = ssl.TLSVersion.TLSv1_3
+    status = refused(app, ours, theirs)
+    assert status.code is StatusCode.UNAVAILABLE
+    assert "the peer speaks none of our versions of TLS" in status.message
+    with below(app, "server") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_client, connection, ours)
+        status = try_accept(app, endpoint, theirs)
+        with pytest.raises(ssl.SSLError):  # the alert reached it
+            shaking.result(TIMEOUT)
+    assert "no version of TLS in common" in status.message
+
+
+def test_a_reset_in_the_handshake_has_its_errno(app: Application) -> None:
+    with below(app, "server") as (endpoint, connection):
+        on_done = Callback[Any](app.ledger)
+        start_accept(app, on_done, endpoint)
+        reset(connection)
+        status = on_done.result()
+        assert (status.code, status.errno is not None) == (StatusCode.UNAVAILABLE, True)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_a_handshake_that_takes_too_long_has_exceeded_its_deadline(
+    anywhere: Application, role: str, timeout: float
+) -> None:
+    with below(anywhere, role) as (endpoint, connection):
+        attempt = try_connect if role == "client" else try_accept
+        status = attempt(anywhere, endpoint, timeout=timeout)
+        assert isinstance(status, Status)
+        assert status.code is StatusCode.DEADLINE_EXCEEDED
+        connection.settimeout(TIMEOUT)
+        receive_all(connection)
+
+
+def test_closing_the_engine_cancels_a_handshake(anywhere: Application) -> None:
+    with below(anywhere, "server") as (endpoint, _):
+        on_done = Callback[Any](anywhere.ledger)
+        start_accept(anywhere, on_done, endpoint)
+        anywhere.on_loop(lambda: None)
+        anywhere.engine.close()
+        assert on_done.result().code is StatusCode.CANCELLED
+
+
+def test_a_cancelled_handshake_calls_nobody_and_closes_the_connection(anywhere: Application) -> None:
+    with below(anywhere, "server") as (endpoint, connection):
+        handshake = anywhere.call(
+            lambda: start_accept(anywhere, Callback[Any](anywhere.ledger, times=0), endpoint)
+        )
+        assert anywhere.call(handshake.cancel) is True
+        assert anywhere.call(handshake.cancel) is False
+        assert receive_all(connection) == b""
+
+
+def test_a_handshake_that_was_told_of_cannot_be_cancelled(app: Application) -> None:
+    with below(app, "client") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_server, connection)
+        on_done = Callback[Any](app.ledger)
+        handshake = start_connect(app, on_done, endpoint)
+        with closing(on_done.result()) as secure, shaking.result(TIMEOUT) as oracle:
+            assert handshake.cancel() is False
+            oracle.sendall(b"still there")
+            assert app.receive(secure, 11) == b"still there"
+
+
+def test_on_done_is_never_called_within_connect(app: Application) -> None:
+    for said in (b"", b"garbage"):
+        with below(app, "client") as (endpoint, connection):
+            connection.sendall(said)
+            connection.shutdown(socket.SHUT_WR)
+            app.on_loop(lambda: None)
+            status: Any = never_inline(app, lambda on_done: start_connect(app, on_done, endpoint))
+            assert status.code is StatusCode.UNAVAILABLE
+
+
+def test_what_a_callback_of_the_context_raises_fails_its_handshake_alone(app: Application) -> None:
+    server = certificates().server_context()
+
+    def on_name(sock: object, name: object, context: object) -> int:
+        return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+    server.sni_callback = on_name
+    with below(app, "server") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_client, connection)
+        status = try_accept(app, endpoint, server)
+        assert isinstance(status, Status)
+        assert status.code is StatusCode.UNAVAILABLE
+        with pytest.raises(ssl.SSLError):
+            shaking.result(TIMEOUT)
+
+
+def test_wrong_arguments_are_told_at_the_caller_and_the_connection_stays(app: Application) -> None:
+    client, server = certificates().client_context(), certificates().server_context()
+    allocator = app.quota.create_memory_allocator("misuse")
+    never = Callback[Any](app.ledger, times=0)
+    with below(app, "client") as (endpoint, connection):
+        good: dict[str, Any] = {"server_hostname": HOST, "memory_allocator": allocator, "timeout": 1.0}
+
+        def call(*arguments: Any, **more: Any) -> None:
+            tls.connect(*arguments, **(good | more))
+
+        async def coroutine(result: object) -> None: ...
+
+        engine: Any = app.engine
+        wrong: list[tuple[type[Exception], str, Callable[[], object]]] = [
+            (TypeError, "engine must be an EventEngine", lambda: call(None, never, endpoint, client)),
+            (TypeError, "on_done must be callable, not int", lambda: call(engine, 5, endpoint, client)),
+            (TypeError, "on_done is a coroutine", lambda: call(engine, coroutine, endpoint, client)),
+            (TypeError, "must be an Endpoint, not socket", lambda: call(engine, never, connection, client)),
+            (TypeError, "must be an ssl.SSLContext, not None", lambda: call(engine, never, endpoint, None)),
+            (ValueError, "this is a server's", lambda: call(engine, never, endpoint, server)),
+            (ValueError, "say whom", lambda: call(engine, never, endpoint, client, server_hostname=None)),
+            (
+                TypeError,
+                "server_hostname must be",
+                lambda: call(engine, never, endpoint, client, server_hostname=5),
+            ),
+            (ValueError, "server_hostname", lambda: call(engine, never, endpoint, client, server_hostname="")),
+            (TypeError, "session must be", lambda: call(engine, never, endpoint, client, session=b"")),
+            (
+                TypeError,
+                "memory_allocator",
+                lambda: call(engine, never, endpoint, client, memory_allocator=app.quota),
+            ),
+            (ValueError, "timeout is -1", lambda: call(engine, never, endpoint, client, timeout=-1)),
+            (
+                ValueError,
+                "this is a client's",
+                lambda: tls.accept(engine, never, endpoint, client, memory_allocator=allocator, timeout=1.0),
+            ),
+        ]
+        for error, message, attempt in wrong:
+            with pytest.raises(error, match=message):
+                attempt()
+        connection.sendall(b"still there")
+        assert app.receive(endpoint, 11) == b"still there"
+        app.engine.close()
+        with pytest.raises(ClosedResourceError):
+            call(engine, never, endpoint, client)
+
+
+# Many.
+
+
+def _abandon(app: Application, endpoint: Endpoint, role: str, chance: random.Random) -> Callback[Any]:
+    """A handshake that is left to itself, cancelled, or given little time; the end of it is closed."""
+    on_done = Callback[Any](app.ledger)
+
+    def close(result: Any) -> None:
+        if not isinstance(result, Status):
+            result.close()
+        on_done(result)
+
+    start = start_connect if role == "client" else start_accept
+    way = chance.randrange(4)
+    handshake = start(app, close, endpoint, timeout=chance.choice((0.0, 0.002, 0.01)) if way == 0 else TIMEOUT)
+    if way == 1:
+        on_done.times = 0 if handshake.cancel() else 1
+    elif way == 2:
+
+        def cancel() -> None:
+            on_done.times = 0 if handshake.cancel() else 1
+
+        app.engine.run_after(chance.random() * 0.005, cancel)
+    return on_done
+
+
+def _peer(connection: socket.socket, role: str, seed: int) -> None:
+    """The other side of a handshake, which hangs up or falls silent after a random number of bytes."""
+    chance = random.Random(seed)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    if role == "client":
+        mine = certificates().server_context().wrap_bio(incoming, outgoing, server_side=True)
+    else:
+        mine = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+    left = chance.choice((0, 1, 5, 100, 600, 1500, 1 << 20))
+    with connection, suppress(OSError):
+        while left > 0:
+            try:
+                mine.do_handshake()
+                data = outgoing.read() or b"x"
+            except ssl.SSLWantReadError:
+                data = outgoing.read()
+            connection.sendall(data[:left])
+            left -= len(data)
+            if left <= 0:
+                break
+            received = connection.recv(1 << 16)
+            if not received:
+                return
+            incoming.write(received)
+        if chance.random() < 0.3:
+            reset(connection)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_five_hundred_abandoned_handshakes_leave_nothing(app: Application, role: str) -> None:
+    """A thousand with both roles, on each engine. The fixtures find no byte, descriptor or warning left."""
+    chance = random.Random(11)
+    ended: list[Callback[Any]] = []
+    with ThreadPoolExecutor(4) as threads, ExitStack() as stack:
+        peers = []
+        if role == "client":
+            server = stack.enter_context(OracleServer(backlog=512))
+        else:
+            accepting = app.listen()
+        for n in range(500):
+            if role == "client":
+                endpoint = app.connect(server.address)
+                connection = server.accept()
+            else:
+                connection = connect(accepting.address)
+                endpoint = accepting.next()
+            peers.append(threads.submit(_peer, connection, role, n))
+            ended.append(_abandon(app, endpoint, role, chance))
+        for peer in peers:
+            peer.result(TIMEOUT)
+        if role == "server":
+            accepting.close()
+    for on_done in ended:
+        if on_done.times:
+            on_done.result()
+    app.engine.close()
+    assert app.quota.memory.used == 0
+
+
+def test_threads_that_read_write_and_close_at_once_lose_no_callback(app: Application, ledger: Ledger) -> None:
+    def until_closed(start: Callable[[Callback[Status]], bool], together: threading.Barrier) -> None:
+        together.wait(TIMEOUT)
+        status = Status.OK
+        while status.ok:
+            callback = Callback[Status](ledger)
+            try:
+                if start(callback):
+                    callback(Status.OK)
+            except ClosedResourceError:
+                callback.times = 0
+                return
+            status = callback.result()
+        assert status.code in (StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.OUT_OF_RANGE)
+
+    for n in range(10):
+        with paired(app, "client" if n % 2 else "server") as (endpoint, oracle), ThreadPoolExecutor(4) as threads:
+            together = threading.Barrier(4)
+            oracle.sendall(pattern(100_000))
+            buffer = SliceBuffer()
+            running = [
+                threads.submit(until_closed, lambda callback: endpoint.read(callback, buffer), together),  # noqa: B023
+                threads.submit(
+                    until_closed,
+                    lambda callback: endpoint.write(callback, SliceBuffer([b"x" * 1000])),
+                    together,
+                ),
+                threads.submit(lambda: (together.wait(TIMEOUT), [secured(endpoint).session for _ in range(20)])),  # noqa: B023
+            ]
+            together.wait(TIMEOUT)
+            time.sleep(0.001 * n)  # a random moment; nothing is waited for
+            endpoint.close()
+            for thread in running:
+                thread.result(TIMEOUT)
+            with suppress(OSError):
+                receive_all(oracle)
+
+
+def test_an_endpoint_that_is_collected_is_closed_with_a_warning(app: Application) -> None:
+    with below(app, "server") as (endpoint, connection), ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_client, connection)
+        held = queue.SimpleQueue[Any]()
+        start_accept(app, held.put, endpoint)
+        secure = [held.get(timeout=TIMEOUT)]
+        app.on_loop(lambda: None)  # the callback has returned
+        with shaking.result(TIMEOUT) as oracle:
+            with pytest.warns(ResourceWarning, match="was never closed"):
+                secure.clear()
+            with pytest.raises(ssl.SSLEOFError):  # an unclean end: nobody said that all was written
+                receive_all(oracle)

@@ -51,7 +51,7 @@ _REASONS: Final = {
     "UNSUPPORTED_PROTOCOL": "the two sides have no version of TLS in common",
     "WRONG_SSL_VERSION": "the two sides have no version of TLS in common",
     "TLSV1_ALERT_PROTOCOL_VERSION": "the peer speaks none of our versions of TLS",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer found nothing in common with us (handshake_failure)",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer has nothing in common with us, or wants a certificate",
     "TLSV1_UNRECOGNIZED_NAME": "the peer does not know the host that was asked for (unrecognized_name)",
     "NO_APPLICATION_PROTOCOL": "the two sides have no application protocol in common (ALPN)",
     "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "the two sides have no application protocol in common (ALPN)",
