@@ -210,6 +210,41 @@ def test_what_came_with_the_handshake_is_read_and_was_charged_meanwhile(app: App
         connection.close()
 
 
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_tls_goes_over_an_endpoint_over_tls(app: Application, role: str) -> None:
+    with paired(app, role) as (beneath, oracle), ThreadPoolExecutor(1) as threads:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        if role == "client":
+            peer = certificates().server_context().wrap_bio(incoming, outgoing, server_side=True)
+        else:
+            peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+        on_done = Callback[Any](app.ledger)
+        start = start_connect if role == "client" else start_accept
+        start(app, on_done, beneath)
+        while True:
+            try:
+                peer.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                oracle.sendall(outgoing.read())
+                incoming.write(oracle.recv(1 << 16))
+        oracle.sendall(outgoing.read())
+        with closing(on_done.result()) as endpoint:
+            data = pattern(100_000)
+            peer.write(data)
+            sending = threads.submit(oracle.sendall, outgoing.read())
+            assert app.receive(endpoint, len(data)) == data
+            sending.result(TIMEOUT)
+            assert app.write(endpoint, b"answer").ok
+            answer = b""
+            while not answer:
+                with suppress(ssl.SSLWantReadError):
+                    answer = peer.read(100)
+                if not answer:
+                    incoming.write(oracle.recv(1 << 16))
+            assert answer == b"answer"
+
+
 # Ends.
 
 

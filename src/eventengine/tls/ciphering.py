@@ -8,7 +8,7 @@ Rules:
    a quota that is full of ciphertext cannot come to a standstill over it. It needs that nobody else can see the block,
    which is asked (`is_unshared`), and that no byte is overwritten which OpenSSL has not got: `done <= fed` below.
 3. OpenSSL is given little at a time, for its memory BIOs keep the room of the most that was ever in them: a whole
-   record and a piece, some 48 KiB of room, once a connection has read in bulk. A whole record ahead spares asking in
+   record and a piece, some 45 KiB of room, once a connection has read in bulk. A whole record ahead spares asking in
    vain, which costs as much as a third of a record.
 4. Between two calls OpenSSL holds at most one record of ciphertext, whose rest is to come, and one of plaintext, for
    which there was no room. They are not charged: charged parts of records might fill a quota, and then none of them
@@ -35,6 +35,7 @@ RECORD: Final = 16384
 """The most plaintext of one record: RFC 8446, 5.1."""
 _LONGEST_RECORD: Final = 5 + RECORD + 2048
 _PIECE: Final = 2 * RECORD
+"""Bytes that OpenSSL encrypts at a time; it is given half as much to decrypt, when it has not got a record."""
 BATCH: Final = 1 << 18
 """Bytes that are encrypted for one write below; more wait for its end."""
 
@@ -120,7 +121,7 @@ class Decrypter:
         try:
             while True:
                 if fed < size and (done == fed or incoming.pending < _LONGEST_RECORD):
-                    fed += incoming.write(room[fed : fed + _PIECE])
+                    fed += incoming.write(room[fed : fed + RECORD])
                 try:
                     n = read(fed - done, room[done:fed])
                 except ssl.SSLWantReadError:

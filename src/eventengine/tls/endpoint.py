@@ -222,7 +222,8 @@ class TLSEndpoint(Turns, HalfCloseable):
         found = self._below.query_extension(extension)
         if isinstance(found, SupportsFileDescriptor):
             descriptor = _Descriptor(self, found)
-            return descriptor if isinstance(descriptor, extension) else None
+            if isinstance(descriptor, extension):
+                return descriptor
         return found
 
     def _session(self) -> ssl.SSLSession | None:
