@@ -263,10 +263,27 @@ def test_an_end_without_close_notify_is_unclean_and_told_after_the_bytes(anywher
                 status = anywhere.read(endpoint, SliceBuffer())
 
 
-def test_a_collected_endpoint_ends_uncleanly_and_a_closed_one_cleanly(app: Application) -> None:
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_a_close_tells_the_peer_that_it_has_everything(anywhere: Application, ends_first: bool) -> None:
+    for n in range(5):
+        with paired(anywhere, "server" if n % 2 else "client") as (endpoint, oracle):
+            half = endpoint.query_extension(HalfCloseable)
+            assert half is not None
+            assert anywhere.write(endpoint, b"everything").ok
+            if ends_first:
+                anywhere.call(half.close_write)
+            anywhere.call(endpoint.close)
+            assert receive_all(oracle) == b"everything"
+
+
+def test_a_close_does_not_wait_for_a_peer_that_takes_nothing(app: Application) -> None:
     with paired(app, "server") as (endpoint, oracle):
+        on_writable = app.start_write(endpoint, bytes(32 << 20))
+        app.on_loop(lambda: None)
         endpoint.close()
-        assert receive_all(oracle) == b""
+        assert on_writable.result().code is StatusCode.CANCELLED
+        with pytest.raises(ssl.SSLEOFError):  # and it can tell that there was more
+            receive_all(oracle)
 
 
 def test_bytes_that_were_changed_on_the_way_break_the_connection_after_those_before(app: Application) -> None:
@@ -279,7 +296,6 @@ def test_bytes_that_were_changed_on_the_way_break_the_connection_after_those_bef
             assert status.code is StatusCode.UNAVAILABLE
             assert "changed on the way" in status.message
             assert app.read(endpoint, SliceBuffer()) == status
-            assert not app.write(endpoint, b"in vain").ok or app.write(endpoint, b"in vain").code
 
 
 def test_close_write_keeps_what_was_received_and_not_yet_read(app: Application) -> None:

@@ -139,9 +139,8 @@ class TLSEndpoint(Turns, HalfCloseable):
             if data._lent:
                 raise BusyResourceError(LENT)
             return True
-        self._encrypter.take(data, max_frame_size)
-        request = (on_writable, sink)
-        self._writing = request
+        request = (on_writable, data, max_frame_size, sink)
+        self._to_write = request
         status = self._turn(request)
         if status is None:
             return False

@@ -36,7 +36,7 @@ _OK: Final = Status.OK
 
 OnDone = Callable[[Status], object]
 ReadRequest = tuple[OnDone, SliceBuffer, int]
-WriteRequest = tuple[OnDone, WriteEventSink | None]
+WriteRequest = tuple[OnDone, SliceBuffer, int, WriteEventSink | None]
 
 
 class Steps(Endpoint):
@@ -51,6 +51,7 @@ class Steps(Endpoint):
         "_encrypter",
         "_end_below",
         "_engine",
+        "_has_ended",
         "_incoming",
         "_is_gone",
         "_memory",
@@ -61,6 +62,7 @@ class Steps(Endpoint):
         "_reads_below",
         "_sent",
         "_tls",
+        "_to_write",
         "_unwritable",
         "_waits_for_room",
         "_write_ended",
@@ -88,10 +90,12 @@ class Steps(Endpoint):
         # What others leave for the next turn.
         self._closed = self._write_ended = self._must_end = False
         self._reading: ReadRequest | None = None
-        self._writing: WriteRequest | None = None
+        self._to_write: WriteRequest | None = None
         self._arrived: Status | None = None  # of the read below
         self._sent: Status | None = None  # of the write below
         # What the turns know.
+        self._writing: WriteRequest | None = None
+        self._has_ended = False  # a close_notify was made
         self._ciphertext = SliceBuffer()  # what the read below brings
         self._reads_below = self._writes_below = False
         self._outgoing_charge = 0
@@ -129,6 +133,11 @@ class Steps(Endpoint):
         if sent is not None:
             self._sent = None
             self._take_sent(sent)
+        request = self._to_write
+        if request is not None:
+            self._to_write = None
+            self._writing = request
+            self._encrypter.take(request[1], request[2])
         if self._closed:
             self._go_on_closing()
             return
@@ -149,7 +158,13 @@ class Steps(Endpoint):
                 if status is not None:
                     self._end_read(status)
                     request = None
-            if self._reads_below or self._end_below is not None or self._decrypter.end is not None:
+            if self._reads_below:
+                return
+            end = self._decrypter.end if self._end_below is None else self._end_below
+            if end is not None:
+                if self._encrypter.waits_for_the_peer:  # of which nothing will be heard
+                    self._unwritable = end if end.code is not StatusCode.OUT_OF_RANGE else UNCLEAN_END
+                    self._go_on_writing()
                 return
             if request is None and not self._encrypter.waits_for_the_peer:
                 return
@@ -172,8 +187,6 @@ class Steps(Endpoint):
         if not status.ok:
             self._end_below = UNCLEAN_END if status.code is StatusCode.OUT_OF_RANGE else status
             self._is_gone = self._is_gone or status.code is StatusCode.CANCELLED
-            if self._encrypter.waits_for_the_peer:
-                self._unwritable = self._end_below
             return
         ciphertext, self._ciphertext._parts = self._ciphertext._parts, []
         self._ciphertext._length = 0
@@ -228,9 +241,7 @@ class Steps(Endpoint):
             if self._must_end:
                 self._must_end = False
                 self._decrypter.set_aside()
-                ending = encrypter.end(self._incoming)
-                if self._unwritable is None and ending:
-                    self._write_below(SliceBuffer([ending]), None)
+                self._send_close_notify()
                 return
             if self._unwritable is None:
                 try:
@@ -240,7 +251,7 @@ class Steps(Endpoint):
                     encrypter.drop()
                     ciphertext = encrypter.encrypt()  # the alert
                 if ciphertext._length:
-                    last = None if encrypter.has_plaintext or self._writing is None else self._writing[1]
+                    last = None if encrypter.has_plaintext or self._writing is None else self._writing[3]
                     self._write_below(ciphertext, last)
                     continue
             if self._writing is not None and (self._unwritable is not None or not encrypter.has_plaintext):
@@ -280,12 +291,13 @@ class Steps(Endpoint):
         if not self._closes_below:
             self._closes_below = True
             self._stop_waiting()
-            if self._writes_below or self._writing is not None or not self._say_goodbye():
+            if self._writing is not None or not self._lingers():
                 self._close_below()
         elif self._close_timer is not None and not self._writes_below:
             self._engine.cancel(self._close_timer)
             self._close_timer = None
-            self._close_below()
+            if not self._lingers():
+                self._close_below()
         if self._arrived is not None:
             self._arrived = None
             self._reads_below = False
@@ -297,13 +309,10 @@ class Steps(Endpoint):
             self._encrypter.drop()
             self._end_write(CLOSED)
 
-    def _say_goodbye(self) -> bool:
-        """Sends a close_notify; True: what is below is to be closed when that was sent."""
-        if self._write_ended or self._unwritable is not None or self._is_gone:
-            return False
-        ending = self._encrypter.end(self._incoming)
-        if ending:
-            self._write_below(SliceBuffer([ending]), None)
+    def _lingers(self) -> bool:
+        """Sends a close_notify, if none was; True: what is below is to be closed when it was taken there."""
+        if not self._writes_below and not self._has_ended and not self._is_gone:
+            self._send_close_notify()
         if not self._writes_below:
             return False
         try:
@@ -311,6 +320,12 @@ class Steps(Endpoint):
         except (ClosedResourceError, ForkedProcessError):
             return False
         return True
+
+    def _send_close_notify(self) -> None:
+        self._has_ended = True
+        ending = self._encrypter.end(self._incoming)
+        if ending and self._unwritable is None:
+            self._write_below(SliceBuffer([ending]), None)
 
     def _close_below(self) -> None:
         with contextlib.suppress(ForkedProcessError):
