@@ -227,7 +227,7 @@ def test_a_lookup_that_raises_what_nobody_expects_is_answered(monkeypatch: pytes
     def getaddrinfo(*_: object, **__: object) -> None:
         raise LookupError("unknown encoding: idna")
 
-    monkeypatch.setattr("eventengine.core.resolver.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("eventengine.core.getaddrinfo.socket.getaddrinfo", getaddrinfo)
     found: queue.Queue[Any] = queue.Queue()
     with create_event_engine() as engine:
         resolver = engine.get_dns_resolver()

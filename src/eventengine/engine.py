@@ -289,15 +289,21 @@ class DNSResolver(ABC):
 
     __slots__ = ()
 
+    @property
+    def kind(self) -> str:
+        """How it looks names up: `"c-ares"`, `"system"`, ... For logs and messages. May be called from any thread."""
+        return type(self).__name__
+
     @abstractmethod
     def lookup_hostname(
         self, on_resolve: Callable[[StatusOr[list[ResolvedAddress]]], object], name: str, default_port: str = ""
     ) -> None:
         """Looks up the addresses of `"host"`, `"host:port"`, `"[::1]:port"`; literals are answered without a query.
 
-        `on_resolve` gets at least one address, or NOT_FOUND when the name has none, UNAVAILABLE when no server
-        answered, INVALID_ARGUMENT when `name` does not parse or has no port and `default_port` is empty, CANCELLED
-        when the resolver was closed. It is called exactly once, never before this returns. A port may be the name of a
+        `on_resolve` gets at least one address, in the order in which to try them (RFC 6724), or NOT_FOUND when the
+        name has none, UNAVAILABLE when a server refused or failed, DEADLINE_EXCEEDED when none answered in time,
+        INVALID_ARGUMENT when `name` does not parse or has no port and `default_port` is empty, CANCELLED when the
+        resolver was closed. It is called exactly once, never before this returns. A port may be the name of a
         service that the machine knows, as `http`. What looks like a literal and is none (`127.1`, `[1.2.3.4]`) does
         not parse.
 
@@ -313,7 +319,8 @@ class DNSResolver(ABC):
 
     @abstractmethod
     def lookup_txt(self, on_resolve: Callable[[StatusOr[list[str]]], object], name: str) -> None:
-        """Looks up text records (RFC 1035); `on_resolve` as above, UNIMPLEMENTED from a resolver without TXT.
+        """Looks up text records (RFC 1035), the strings of each joined; `on_resolve` as above, UNIMPLEMENTED from a
+        resolver without TXT. Bytes that are not UTF-8 are given as `os.fsdecode` gives them.
 
         Raises ClosedResourceError after close. May be called from any thread.
         """
@@ -418,10 +425,11 @@ class EventEngine(ABC):
 
     @abstractmethod
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
-        """Makes a resolver. `dns_server`, `"host:port"`, names the server to ask; None: as the system is set up.
+        """Makes a resolver. `dns_server`, as in `"192.0.2.53"` or `"[2001:db8::53]:5353"`, is the IP address of the
+        server to ask; None: as the system is set up.
 
-        Raises StatusError(UNIMPLEMENTED) where a server cannot be chosen, ClosedResourceError after close. May be
-        called from any thread.
+        Raises StatusError(UNIMPLEMENTED) where a server cannot be chosen, ValueError and TypeError for what is no such
+        address, ClosedResourceError after close. May be called from any thread.
         """
 
     @abstractmethod

@@ -22,10 +22,11 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.core.connector import Connector
+from eventengine.core.getaddrinfo import system_source
 from eventengine.core.host import Host
 from eventengine.core.listener import Acceptor, OnAccept, SocketListener
 from eventengine.core.loop import Loop
-from eventengine.core.resolver import LookupPool, SystemResolver
+from eventengine.core.resolver import HostedResolver, Names, SourceFactory, parse_dns_server
 from eventengine.core.threaded import LoopThread
 from eventengine.core.timers import check_seconds
 from eventengine.engine import (
@@ -38,7 +39,7 @@ from eventengine.engine import (
     TaskHandle,
 )
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
-from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status
 
 __all__ = ["HostedEventEngine"]
 
@@ -56,9 +57,20 @@ class HostedEventEngine(EventEngine):
         private_poller: True: sockets are watched by an epoll of the engine's own, which the host watches as one
             descriptor; False: each socket by the host; None: the former where both system and host can.
         thread: The thread that runs the loop, if it is the engine's own to end.
+        source_factory: What looks names up; None: the system's `getaddrinfo`.
     """
 
-    __slots__ = ("__weakref__", "_cancel", "_connector", "_lookups", "_loop", "_open", "_schedule", "_thread")
+    __slots__ = (
+        "__weakref__",
+        "_cancel",
+        "_connector",
+        "_loop",
+        "_names",
+        "_open",
+        "_schedule",
+        "_source",
+        "_thread",
+    )
 
     def __init__(
         self,
@@ -67,6 +79,7 @@ class HostedEventEngine(EventEngine):
         callback_executor: Executor | None = None,
         private_poller: bool | None = None,
         thread: LoopThread | None = None,
+        source_factory: SourceFactory | None = None,
     ) -> None:
         if not isinstance(host, Host):
             raise TypeError(
@@ -88,7 +101,8 @@ class HostedEventEngine(EventEngine):
         self._schedule = loop.timers.schedule
         self._cancel = loop.timers.cancel
         self._connector = Connector(loop)
-        self._lookups = LookupPool()
+        self._names = Names(loop)
+        self._source = source_factory or system_source
         self._thread = thread
         self._open = None
         if thread is not None:
@@ -175,15 +189,9 @@ class HostedEventEngine(EventEngine):
         return SocketListener(acceptor, self)
 
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
+        server = None if dns_server is None else parse_dns_server(dns_server)
         self._check_open()
-        if dns_server is not None:
-            raise StatusError(
-                Status(
-                    StatusCode.UNIMPLEMENTED,
-                    f"cannot ask the DNS server {dns_server!r}: this engine's resolver is the system's getaddrinfo",
-                )
-            )
-        return SystemResolver(self._loop, self._lookups)
+        return HostedResolver(self._names, self._source(self._names, server))
 
     def is_worker_thread(self) -> bool:
         self._check_not_forked()
@@ -216,13 +224,13 @@ class HostedEventEngine(EventEngine):
         except AttributeError:
             return
         # By a letter that does not hold this object: it may be collected in any thread, at any point.
-        shut_down = partial(_shut_down, self._loop, self._connector, self._lookups, self._thread)
+        shut_down = partial(_shut_down, self._loop, self._connector, self._names, self._thread)
         with contextlib.suppress(ClosedResourceError, ForkedProcessError):
             self._loop.post(shut_down)
         warnings.warn("an event engine was never closed", ResourceWarning, stacklevel=1, source=self)
 
     def _shut_down(self) -> None:
-        _shut_down(self._loop, self._connector, self._lookups, self._thread)
+        _shut_down(self._loop, self._connector, self._names, self._thread)
 
     def _check_open(self) -> None:
         if not self._loop.is_open:
@@ -236,10 +244,10 @@ class HostedEventEngine(EventEngine):
         return self._loop.misused(ClosedResourceError("the engine was closed"))
 
 
-def _shut_down(loop: Loop, connector: Connector, lookups: LookupPool, thread: LoopThread | None) -> None:
+def _shut_down(loop: Loop, connector: Connector, names: Names, thread: LoopThread | None) -> None:
     """On the loop's thread, or while the loop does not run."""
     try:
-        loop.close([connector.cancel_all, lookups.close])
+        loop.close([connector.cancel_all, names.close])
     finally:
         if thread is not None:
             thread.stop()
