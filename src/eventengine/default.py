@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.threaded import LoopThread, ThreadHost
 from eventengine.engine import EventEngine
+from eventengine.resolvers import ResolverName, choose
 
 __all__ = [
     "create_event_engine",
@@ -36,7 +37,9 @@ class _Default:
 _default = _Default()
 
 
-def create_event_engine(*, callback_executor: Executor | None = None) -> HostedEventEngine:
+def create_event_engine(
+    *, callback_executor: Executor | None = None, resolver: ResolverName | None = None
+) -> HostedEventEngine:
     """Makes an engine with an I/O thread of its own, to be closed by the caller.
 
     Callbacks run on that thread, where one that blocks stops all I/O (`callbacks_block_polling` is True); with a
@@ -44,13 +47,23 @@ def create_event_engine(*, callback_executor: Executor | None = None) -> HostedE
 
     Args:
         callback_executor: As from `ResourceQuota.create_executor`. The engine never shuts it down.
+        resolver: What looks names up, `"c-ares"` or `"system"`, see docs/names.md; None: c-ares where pycares is
+            installed, else the system's `getaddrinfo`.
 
-    Raises TypeError for what is not an Executor. May be called from any thread.
+    Raises TypeError for what is not an Executor, ValueError for a resolver that there is not, ImportError for c-ares
+    without pycares. May be called from any thread.
     """
+    source_factory = choose(resolver)
     host = ThreadHost()
     thread = LoopThread(host.run, host.stop, "eventengine")
     try:
-        return HostedEventEngine(host, callback_executor=callback_executor, private_poller=True, thread=thread)
+        return HostedEventEngine(
+            host,
+            callback_executor=callback_executor,
+            private_poller=True,
+            thread=thread,
+            source_factory=source_factory,
+        )
     except BaseException:
         host.close()
         raise

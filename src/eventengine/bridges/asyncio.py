@@ -12,6 +12,7 @@ from typing import cast
 from eventengine.core.host import READ, WRITE, Host
 from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.threaded import LoopThread
+from eventengine.resolvers import ResolverName, choose
 from eventengine.status import ClosedResourceError
 
 __all__ = ["AsyncioEventEngine", "AsyncioHost"]
@@ -105,8 +106,11 @@ class AsyncioEventEngine(HostedEventEngine):
         callback_executor: A pool for the callbacks; the engine never shuts it down.
         private_poller: Whether sockets are watched by an epoll of the engine's own, which the loop watches as one
             descriptor; None: where that can be.
+        resolver: What looks names up, `"c-ares"` or `"system"`, see docs/names.md; None: c-ares where pycares is
+            installed, else the system's `getaddrinfo`.
 
-    Raises TypeError for what is no such loop, ClosedResourceError for a closed one.
+    Raises TypeError for what is no such loop, ClosedResourceError for a closed one, ValueError for a resolver that
+    there is not, ImportError for c-ares without pycares.
     """
 
     __slots__ = ()
@@ -117,10 +121,17 @@ class AsyncioEventEngine(HostedEventEngine):
         *,
         callback_executor: Executor | None = None,
         private_poller: bool | None = None,
+        resolver: ResolverName | None = None,
         _thread: LoopThread | None = None,
     ) -> None:
-        host = AsyncioHost(loop)
-        super().__init__(host, callback_executor=callback_executor, private_poller=private_poller, thread=_thread)
+        source_factory = choose(resolver)
+        super().__init__(
+            AsyncioHost(loop),
+            callback_executor=callback_executor,
+            private_poller=private_poller,
+            thread=_thread,
+            source_factory=source_factory,
+        )
 
     @classmethod
     def in_thread(
@@ -128,13 +139,20 @@ class AsyncioEventEngine(HostedEventEngine):
         *,
         callback_executor: Executor | None = None,
         private_poller: bool | None = None,
+        resolver: ResolverName | None = None,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> AsyncioEventEngine:
         """An engine on a loop of its own, made by `loop_factory` and run in a thread, until the engine is closed."""
         loop = loop_factory()
         thread = LoopThread(partial(_run, loop), loop.stop, "eventengine-asyncio")
         try:
-            return cls(loop, callback_executor=callback_executor, private_poller=private_poller, _thread=thread)
+            return cls(
+                loop,
+                callback_executor=callback_executor,
+                private_poller=private_poller,
+                resolver=resolver,
+                _thread=thread,
+            )
         except BaseException:
             loop.close()
             raise

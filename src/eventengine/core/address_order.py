@@ -80,7 +80,7 @@ def _rank(destination: str, source: str | None) -> tuple[bool, bool, bool, int, 
     at = _parse(source)
     common = 0
     if to.ipv4_mapped is None and at.ipv4_mapped is None:
-        common = 128 - (int(to) ^ int(at)).bit_length()
+        common = min(128 - (int(to) ^ int(at)).bit_length(), 64)  # the rest is the interface's
     return False, _scope(at) != scope, _policy(at)[1] != label, -precedence, scope, -common
 
 

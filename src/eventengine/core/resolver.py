@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 AT_ONCE: Final = 64
-"""Lookups of one resolver that are under way. The answers to as many, two datagrams each, fit into a socket's buffer."""
+"""Lookups of one resolver that are under way. What answers them, two datagrams each, fits into a socket's buffer."""
 
 THREADS: Final = 4
 

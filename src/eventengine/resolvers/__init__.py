@@ -9,16 +9,18 @@ from eventengine.address import ResolvedAddress
 from eventengine.core.getaddrinfo import system_source
 from eventengine.core.resolver import Names, NameSource, SourceFactory
 
-__all__ = ["ResolverName", "choose"]
+__all__ = ["Loaders", "ResolverName", "choose"]
 
 ResolverName: TypeAlias = Literal["c-ares", "system"]
-"""What looks names up: `"c-ares"` asks DNS servers itself, on the engine's loop, and needs the extra `dns`; `"system"` is
-`getaddrinfo` on a few threads, which also knows what the system's name service does (mDNS, LDAP)."""
+"""What looks names up: `"c-ares"` asks DNS servers itself, on the engine's loop, and needs the extra `dns`; `"system"`
+is `getaddrinfo` on a few threads, which also knows what the system's name service does (mDNS, LDAP)."""
 
 
-def choose(
-    resolver: str | None, of_framework: Mapping[str, Callable[[], SourceFactory]] | None = None
-) -> SourceFactory:
+Loaders: TypeAlias = Mapping[str, Callable[[], SourceFactory]]
+"""Names, and what loads the factory of each."""
+
+
+def choose(resolver: str | None, of_framework: Loaders | None = None) -> SourceFactory:
     """The factory of that name; None: c-ares where pycares is installed, else the system's.
 
     Args:
@@ -28,7 +30,7 @@ def choose(
     """
     if resolver is None:
         return _default_source
-    known = _LOADERS | dict(of_framework or {})
+    known = {**_LOADERS, **(of_framework or {})}
     load = known.get(resolver) if isinstance(resolver, str) else None
     if load is None:
         raise ValueError(f"resolver must be {', '.join(map(repr, known))} or None, not {resolver!r}")
@@ -54,4 +56,4 @@ def _system() -> SourceFactory:
     return system_source
 
 
-_LOADERS: Final[Mapping[str, Callable[[], SourceFactory]]] = {"c-ares": _c_ares, "system": _system}
+_LOADERS: Final[Loaders] = {"c-ares": _c_ares, "system": _system}
