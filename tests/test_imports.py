@@ -28,7 +28,7 @@ LAYERS = (
     ("idle",),
     ("engine", "target", "attempts"),
     ("core", "connecting"),
-    ("tls",),
+    ("tls", "resolvers"),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),
     ("bridges.tornado",),
     ("",),  # eventengine/__init__.py
@@ -36,11 +36,12 @@ LAYERS = (
     ("__main__",),
 )
 RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-FRAMEWORKS = {"asyncio", "tornado", "twisted", "uvloop", "zope"}
+FRAMEWORKS = {"asyncio", "pycares", "tornado", "twisted", "uvloop", "zope"}
 MAY_IMPORT = {
     "bridges.asyncio": {"asyncio"},
     "bridges.tornado": {"asyncio", "tornado"},
     "bridges.twisted": {"twisted", "zope"},
+    "resolvers": {"pycares"},
 }
 
 

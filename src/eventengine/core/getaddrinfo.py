@@ -6,14 +6,13 @@ become idle.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from functools import partial
 from typing import cast
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.resolver import Addresses, Answer, Names, NameSource, Question, refuse_server
-from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
+from eventengine.status import Status, StatusCode
 
 __all__ = ["SystemSource", "failed_lookup", "system_source"]
 
@@ -55,10 +54,7 @@ class SystemSource(NameSource):
             result = _getaddrinfo(question)
         except Exception as error:
             result = failed_lookup(question, error)
-        with contextlib.suppress(
-            ClosedResourceError, ForkedProcessError
-        ):  # the engine was closed, and has answered
-            self._names.loop.post(partial(answer, result))
+        self._names.post_answer(answer, result)
 
 
 def _getaddrinfo(question: Question) -> Addresses | Status:

@@ -162,6 +162,11 @@ class Names:
             self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="eventengine-getaddrinfo")
         self._executor.submit(function)
 
+    def post_answer(self, answer: Answer[T], result: StatusOr[T]) -> None:
+        """Has the engine answer in a turn of its own, unless it was closed, and has answered. Any thread."""
+        with contextlib.suppress(ClosedResourceError, ForkedProcessError):
+            self.loop.post(partial(answer, result))
+
     def close(self) -> None:
         """The engine closes, on the loop's thread: so do the resolvers; what waits for a thread is dropped."""
         for reference in list(self.resolvers.values()):

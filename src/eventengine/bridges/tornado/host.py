@@ -6,18 +6,25 @@ the host is the asyncio loop itself; what is Tornado's is the logging.
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Executor
 from functools import partial
+from typing import Literal, TypeAlias, cast
 
 from tornado.ioloop import IOLoop
 from tornado.log import app_log
 from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from eventengine.bridges.asyncio import AsyncioHost
+from eventengine.bridges.tornado.names import tornado_source
 from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.threaded import LoopThread
+from eventengine.resolvers import ResolverName, choose
 
-__all__ = ["TornadoEventEngine", "TornadoHost"]
+__all__ = ["TornadoEventEngine", "TornadoHost", "TornadoResolverName"]
+
+TornadoResolverName: TypeAlias = ResolverName | Literal["tornado"]
+"""Which resolver a `TornadoEventEngine` takes."""
 
 
 class TornadoHost(AsyncioHost):
@@ -47,8 +54,12 @@ class TornadoEventEngine(HostedEventEngine):
         callback_executor: A pool for the callbacks; the engine never shuts it down.
         private_poller: Whether sockets are watched by an epoll of the engine's own, which the IOLoop watches as one
             descriptor; None: where that can be.
+        resolver: What looks names up, see docs/names.md: `"c-ares"`, `"system"` or `"tornado"`,
+            Tornado's own `Resolver`; None: c-ares where pycares is installed,
+            else the system's `getaddrinfo`.
 
-    Raises TypeError for what is no IOLoop, ClosedResourceError for a closed one.
+    Raises TypeError for what is no IOLoop, ClosedResourceError for a closed one, ValueError for a resolver that there
+    is not, ImportError for c-ares without pycares.
     """
 
     __slots__ = ()
@@ -59,20 +70,36 @@ class TornadoEventEngine(HostedEventEngine):
         *,
         callback_executor: Executor | None = None,
         private_poller: bool | None = None,
+        resolver: TornadoResolverName | None = None,
         _thread: LoopThread | None = None,
     ) -> None:
-        host = TornadoHost(io_loop)
-        super().__init__(host, callback_executor=callback_executor, private_poller=private_poller, thread=_thread)
+        super().__init__(
+            TornadoHost(io_loop),
+            callback_executor=callback_executor,
+            private_poller=private_poller,
+            thread=_thread,
+            source_factory=choose(resolver, {"tornado": lambda: tornado_source}),
+        )
 
     @classmethod
     def in_thread(
-        cls, *, callback_executor: Executor | None = None, private_poller: bool | None = None
+        cls,
+        *,
+        callback_executor: Executor | None = None,
+        private_poller: bool | None = None,
+        resolver: TornadoResolverName | None = None,
     ) -> TornadoEventEngine:
         """An engine on an IOLoop of its own, which runs in a thread until the engine is closed."""
         io_loop = IOLoop(make_current=False)
         thread = LoopThread(partial(_run, io_loop), io_loop.stop, "eventengine-tornado")
         try:
-            return cls(io_loop, callback_executor=callback_executor, private_poller=private_poller, _thread=thread)
+            return cls(
+                io_loop,
+                callback_executor=callback_executor,
+                private_poller=private_poller,
+                resolver=resolver,
+                _thread=thread,
+            )
         except BaseException:
             io_loop.close()
             raise
@@ -81,5 +108,15 @@ class TornadoEventEngine(HostedEventEngine):
 def _run(io_loop: IOLoop) -> None:
     try:
         io_loop.start()
+        _end_tasks(cast("BaseAsyncIOLoop", io_loop).asyncio_loop)
     finally:
         io_loop.close()
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Those of Tornado's resolver that were cancelled by the close: asyncio would complain of tasks that are left."""
+    tasks = asyncio.all_tasks(loop)
+    if tasks:
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(tasks))

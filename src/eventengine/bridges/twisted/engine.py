@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from functools import partial
+from typing import Literal, TypeAlias
 
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.pollreactor import PollReactor
 from twisted.python.failure import Failure
 
 from eventengine.bridges.twisted.host import TwistedHost
+from eventengine.bridges.twisted.nameresolver import reactor_source
 from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.resolver import SourceFactory
 from eventengine.core.threaded import Gate, LoopThread
+from eventengine.resolvers import Loaders, ResolverName, choose
 
-__all__ = ["TwistedEventEngine"]
+__all__ = ["TwistedEventEngine", "TwistedResolverName"]
+
+TwistedResolverName: TypeAlias = ResolverName | Literal["twisted.names", "reactor"]
+"""Which resolver a `TwistedEventEngine` takes."""
 
 
 class TwistedEventEngine(HostedEventEngine):
@@ -30,8 +37,12 @@ class TwistedEventEngine(HostedEventEngine):
         callback_executor: A pool for the callbacks; the engine never shuts it down.
         private_poller: Whether sockets are watched by an epoll of the engine's own, which the reactor watches as
             one descriptor; None: where that can be.
+        resolver: What looks names up, see docs/names.md: `"c-ares"`, `"system"`, `"twisted.names"` or
+            `"reactor"`, the reactor's own; None: c-ares where pycares is installed,
+            else the system's `getaddrinfo`.
 
-    Raises TypeError for what is no such reactor.
+    Raises TypeError for what is no such reactor, ValueError for a resolver that there is not, ImportError for c-ares
+    without pycares.
     """
 
     __slots__ = ()
@@ -42,14 +53,25 @@ class TwistedEventEngine(HostedEventEngine):
         *,
         callback_executor: Executor | None = None,
         private_poller: bool | None = None,
+        resolver: TwistedResolverName | None = None,
         _thread: LoopThread | None = None,
     ) -> None:
         host = reactor if isinstance(reactor, TwistedHost) else TwistedHost(reactor)
-        super().__init__(host, callback_executor=callback_executor, private_poller=private_poller, thread=_thread)
+        super().__init__(
+            host,
+            callback_executor=callback_executor,
+            private_poller=private_poller,
+            thread=_thread,
+            source_factory=choose(resolver, _loaders(host)),
+        )
 
     @classmethod
     def in_thread(
-        cls, *, callback_executor: Executor | None = None, private_poller: bool | None = None
+        cls,
+        *,
+        callback_executor: Executor | None = None,
+        private_poller: bool | None = None,
+        resolver: TwistedResolverName | None = None,
     ) -> TwistedEventEngine:
         """An engine on a reactor of its own, which is not installed and runs in a thread until the engine is closed.
 
@@ -66,11 +88,27 @@ class TwistedEventEngine(HostedEventEngine):
                 TwistedHost(reactor, gate),
                 callback_executor=callback_executor,
                 private_poller=private_poller,
+                resolver=resolver,
                 _thread=thread,
             )
         except BaseException:
             gate.close()
             raise
+
+
+def _loaders(host: TwistedHost) -> Loaders:
+    """What an engine on this host can choose from besides."""
+    return {"twisted.names": partial(_twisted_names, host), "reactor": partial(_reactor, host)}
+
+
+def _twisted_names(host: TwistedHost) -> SourceFactory:
+    from eventengine.bridges.twisted.names import twisted_names_source  # noqa: PLC0415  # loads twisted.names
+
+    return twisted_names_source(host.reactor)
+
+
+def _reactor(host: TwistedHost) -> SourceFactory:
+    return reactor_source(host.reactor)
 
 
 def _run(reactor: PollReactor, gate: Gate) -> None:

@@ -100,6 +100,10 @@ class TwistedHost(Host):
         self._gate = gate
 
     @property
+    def reactor(self) -> object:
+        return self._reactor
+
+    @property
     def time(self) -> Callable[[], float]:
         return self._reactor.seconds
 
