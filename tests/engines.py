@@ -183,12 +183,12 @@ KINDS = [
 
 
 @contextmanager
-def factory(kind: Kind) -> Iterator[Callable[[], EventEngine]]:
-    """What makes an engine of this kind; in the end its loop and its pool are ended."""
+def factory(kind: Kind, **options: Any) -> Iterator[Callable[[], EventEngine]]:
+    """What makes an engine of this kind, with these options; in the end its loop and its pool are ended."""
     with ExitStack() as stack:
         make = stack.enter_context(LOOPS[kind.loop][1]())
         pool = stack.enter_context(ThreadPoolExecutor(4, "callbacks")) if kind.pool else None
-        yield lambda: make(private_poller=kind.private_poller, callback_executor=pool)
+        yield lambda: make(private_poller=kind.private_poller, callback_executor=pool, **options)
 
 
 def skip_unless_installed(kind: Kind) -> None:

@@ -385,4 +385,6 @@ def _to_ascii(text: str, host: str) -> str:
         raise ValueError(
             f"{text!r} is not a name: it has 1 to 253 characters, with 1 to 63 between two dots, and no NUL"
         )
+    if f".{bare.lower()}".endswith(".localhost"):  # which c-ares does not know by its full name
+        return bare
     return name

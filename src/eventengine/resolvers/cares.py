@@ -278,7 +278,9 @@ class CaresSource(NameSource):
 
 def _make_channel(server: ResolvedAddress | None, on_socket: Callable[[int, bool, bool], None]) -> _Channel:
     servers = None if server is None else [str(server)]
-    return cast("_Channel", pycares.Channel(servers=servers, lookups="fb", sock_state_cb=on_socket))
+    # No `lookups`, `domains` or `resolvconf_path`: pycares 5.2 frees these texts before c-ares reads them, which then
+    # asks whom it likes. So nsswitch.conf says whether /etc/hosts comes first.
+    return cast("_Channel", pycares.Channel(servers=servers, sock_state_cb=on_socket))
 
 
 def _addresses(found: _AddrInfo) -> Addresses:

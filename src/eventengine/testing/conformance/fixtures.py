@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
 import re
 import socket
@@ -28,6 +29,12 @@ from eventengine.testing.oracle import TIMEOUT
 __all__ = ["anywhere", "app", "engine", "free_address", "ledger", "nothing_is_left", "quota", "unix_folder"]
 
 _DESCRIPTORS = Path("/dev/fd")
+
+if importlib.util.find_spec("pycares"):
+    from pycares import Channel
+
+    # With its first one it starts a thread, which is the process's and no leak of a test's.
+    Channel(sock_state_cb=lambda fd, readable, writable: None).close()
 
 
 def _open_descriptors() -> list[str]:

@@ -1,0 +1,182 @@
+"""Which resolver an engine takes, and what it says when that cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import queue
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from engines import LOOPS
+from eventengine import EventEngine, ResolvedAddress, StatusCode, create_event_engine
+from eventengine.bridges.asyncio import AsyncioEventEngine
+from eventengine.testing.oracle import TIMEOUT
+
+HAS_PYCARES = importlib.util.find_spec("pycares") is not None
+
+
+def test_c_ares_is_the_default_where_it_is_installed() -> None:
+    with create_event_engine() as engine, closing(engine.get_dns_resolver()) as resolver:
+        assert resolver.kind == ("c-ares" if HAS_PYCARES else "system")
+
+
+@pytest.mark.parametrize("wanted", ["cares", "", "twisted.names", 5])
+def test_a_resolver_that_there_is_not_is_told_at_the_caller_with_those_that_there_are(wanted: Any) -> None:
+    with pytest.raises(ValueError, match=f"resolver must be 'c-ares', 'system' or None, not {wanted!r}$"):
+        create_event_engine(resolver=wanted)
+    loop = asyncio.new_event_loop()
+    with closing(loop), pytest.raises(ValueError, match="resolver must be 'c-ares', 'system' or None"):
+        AsyncioEventEngine(loop, resolver=wanted)
+
+
+@pytest.mark.parametrize(
+    ("loop", "names"),
+    [("tornado", "'c-ares', 'system', 'tornado'"), ("twisted", "'c-ares', 'system', 'twisted.names', 'reactor'")],
+)
+def test_a_bridge_names_those_of_its_framework(loop: str, names: str) -> None:
+    pytest.importorskip(loop, reason=f"the extra {loop} is not installed")
+    with (
+        LOOPS[loop][1]() as make,
+        pytest.raises(ValueError, match=f"resolver must be {names} or None, not 'none'"),
+    ):
+        make(private_poller=True, resolver="none")
+
+
+def run_python(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+WITHOUT = "import sys\nsys.modules['pycares'] = None\n"  # as if it were not installed
+TOO_OLD = "import sys, types\nsys.modules['pycares'] = types.SimpleNamespace(__version__='4.11.0')\n"
+
+
+@pytest.mark.parametrize("missing", [WITHOUT, TOO_OLD], ids=["missing", "too old"])
+def test_without_pycares_the_default_is_the_system_and_c_ares_names_the_extra(missing: str) -> None:
+    run_python(
+        missing + "from eventengine import StatusCode, StatusError, create_event_engine\n"
+        "try:\n"
+        "    create_event_engine(resolver='c-ares')\n"
+        "except ImportError as error:\n"
+        """    assert 'pip install "eventengine[dns]"' in str(error), error\n"""
+        "else:\n"
+        "    raise AssertionError('it was imported')\n"
+        "with create_event_engine() as engine:\n"
+        "    resolver = engine.get_dns_resolver()\n"
+        "    assert resolver.kind == 'system'\n"
+        "    resolver.close()\n"
+        "    try:\n"
+        "        engine.get_dns_resolver(dns_server='127.0.0.1')\n"
+        "    except StatusError as error:\n"
+        "        assert error.status.code is StatusCode.UNIMPLEMENTED\n"
+        """        assert 'pip install "eventengine[dns]"' in error.status.message\n"""
+        "    else:\n"
+        "        raise AssertionError('it was made')\n"
+    )
+
+
+def test_an_engine_loads_pycares_only_when_it_is_asked_for_a_resolver() -> None:
+    run_python(
+        "import sys\n"
+        "from eventengine import create_event_engine\n"
+        "with create_event_engine():\n"
+        "    assert 'pycares' not in sys.modules\n"
+    )
+
+
+def resolve(engine: EventEngine, name: str) -> Any:
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with closing(engine.get_dns_resolver()) as resolver:
+        resolver.lookup_hostname(found.put, name)
+        return found.get(timeout=TIMEOUT)
+
+
+def test_the_reactor_s_own_resolver_is_asked_and_may_be_another_one() -> None:
+    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    from twisted.internet.address import IPv4Address, IPv6Address
+    from twisted.internet.epollreactor import EPollReactor
+    from twisted.internet.interfaces import IHostnameResolver
+    from zope.interface import implementer
+
+    from engines import running_reactor
+    from eventengine.bridges.twisted import TwistedEventEngine
+
+    @implementer(IHostnameResolver)
+    class Fixed:
+        def resolveHostName(self, receiver: Any, name: str, port: int, types: Any, semantics: str) -> Any:  # noqa: N802
+            receiver.resolutionBegan(None)
+            if name == "six.test":
+                receiver.addressResolved(IPv6Address("TCP", "2001:db8::1", port, 0, 7))
+                receiver.addressResolved(IPv4Address("TCP", "192.0.2.1", port))
+            receiver.resolutionComplete()
+
+    with running_reactor(EPollReactor()) as reactor:
+        reactor.installNameResolver(Fixed())
+        with TwistedEventEngine(reactor, resolver="reactor") as engine:
+            assert resolve(engine, "six.test:80") == [
+                ResolvedAddress.tcp("2001:db8::1%7", 80),
+                ResolvedAddress.tcp("192.0.2.1", 80),
+            ]
+            status = resolve(engine, "nosuch.test:80")
+            assert status.code is StatusCode.NOT_FOUND
+            assert "nosuch.test:80" in status.message
+
+
+def test_tornado_s_resolver_is_the_one_that_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tornado", reason="the extra tornado is not installed")
+    from tornado.netutil import Resolver
+
+    from eventengine.bridges.tornado import TornadoEventEngine
+
+    closed: list[object] = []
+
+    class Fixed(Resolver):
+        def initialize(self) -> None:
+            pass
+
+        async def resolve(self, host: str, port: int, family: int = 0) -> Any:
+            if host == "odd.test":
+                raise LookupError("odd")
+            if host != "six.test":
+                raise OSError(5, "no such host")
+            return [(10, ("2001:db8::1", port, 0, 0)), (2, ("192.0.2.1", port)), (2, ("192.0.2.1", port))]
+
+        def close(self) -> None:
+            closed.append(self)
+
+    before: Callable[[], Any] = Resolver._save_configuration
+    saved = before()
+    try:
+        Resolver.configure(Fixed)
+        with TornadoEventEngine.in_thread(resolver="tornado") as engine:
+            found = resolve(engine, "six.test:80")
+            assert [str(each) for each in found] == ["[2001:db8::1]:80", "192.0.2.1:80"]
+            assert resolve(engine, "nosuch.test:80").code is StatusCode.UNAVAILABLE
+            assert resolve(engine, "odd.test:80").code is StatusCode.INTERNAL
+    finally:
+        Resolver._restore_configuration(saved)
+    assert len(closed) == 3
+
+
+def test_twisted_names_leaves_the_global_reactor_alone() -> None:
+    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    run_python(
+        "import queue, sys\n"
+        "from eventengine.bridges.twisted import TwistedEventEngine\n"
+        "found = queue.SimpleQueue()\n"
+        "with TwistedEventEngine.in_thread(resolver='twisted.names') as engine:\n"
+        "    resolver = engine.get_dns_resolver(dns_server='127.0.0.1:1')\n"
+        "    resolver.lookup_hostname(found.put, 'nosuch.test:80')\n"
+        "    resolver.lookup_hostname(found.put, 'localhost:80')\n"
+        "    assert isinstance(found.get(timeout=30), list)\n"
+        "    resolver.close()\n"
+        "assert 'twisted.internet.reactor' not in sys.modules\n"
+    )
