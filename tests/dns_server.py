@@ -21,6 +21,7 @@ REFUSED, SILENCE, FAILURE = "REFUSED", "SILENCE", "SERVFAIL"
 ZONE: dict[str, dict[int, Any]] = {
     "both.test": {A: [dns.Record_A("127.0.0.2")], AAAA: [dns.Record_AAAA("::1")]},
     "four.test": {A: [dns.Record_A("127.0.0.3"), dns.Record_A("127.0.0.4")]},
+    "home.test": {A: [dns.Record_A("127.0.0.1")]},
     "six.test": {AAAA: [dns.Record_AAAA("::1")]},
     "six-refused.test": {A: [dns.Record_A("127.0.0.5")], AAAA: REFUSED},
     "four-failed.test": {A: FAILURE, AAAA: [dns.Record_AAAA("::1")]},

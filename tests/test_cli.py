@@ -19,6 +19,7 @@ from eventengine.cli import demo
 from eventengine.cli.demo import ProxyProcess
 from eventengine.cli.engines import ENGINES, load_engine
 from eventengine.testing.scenes import port_without_listener
+from name_servers import twisted_server
 
 TIMEOUT = 60.0
 MIB = 1 << 20
@@ -68,6 +69,10 @@ def engine(request: pytest.FixtureRequest) -> str:
         (
             (*PROXY, "--to", "10.0.0.300:80"),
             "argument --to: '10.0.0.300:80': '10.0.0.300' is neither an IP address",
+        ),
+        (
+            (*PROXY, "--dns-server", "localhost"),
+            "argument --dns-server: 'localhost' is not the address of a DNS server",
         ),
         ((*PROXY, "--to", "localhost:0"), "a number from 1 to 65535"),
         ((*PROXY, "--to", "ipv4:127.0.0.1:80,127.0.0.2:0"), "a number from 1 to 65535"),
@@ -278,9 +283,32 @@ def test_a_signal_ends_connections_that_are_open(engine: str) -> None:
     assert 0 < peak <= 64 * MIB
 
 
+def test_a_name_is_asked_of_the_server_that_is_given(engine: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycares", reason="the extra dns is not installed")
+    with twisted_server(tmp_path) as server, OneConnection(lambda c: c.sendall(c.recv(5))) as target:
+        port = target.address.rpartition(":")[2]
+        to = ("--to", f"home.test:{port}", "--dns-server", server.text)
+        proxy = ProxyProcess(*to, "--engine", engine)
+        try:
+            with socket.create_connection(proxy.address, TIMEOUT) as client:
+                client.sendall(b"hello")
+                assert client.recv(5) == b"hello"
+        finally:
+            proxy.stop()
+        assert server.queries("home.test") == ["udp A", "udp AAAA"]
+
+
+def test_a_server_that_cannot_be_asked_is_told_with_what_it_takes() -> None:
+    done = run(*PROXY, "--dns-server", "127.0.0.1", code="import sys; sys.modules['pycares'] = None")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("eventengine proxy: error: cannot ask the DNS server 127.0.0.1:53: ")
+    assert 'pip install "eventengine[dns]"' in done.stderr
+
+
 def test_a_further_signal_ends_a_process_that_waits_for_a_look_up() -> None:
     hanging = (
         "import socket, sys, threading\n"
+        "sys.modules['pycares'] = None\n"  # it waits without a thread
         "socket.getaddrinfo = lambda *_, **__: print('looking up', flush=True) or threading.Event().wait()\n"
         "from eventengine.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"

@@ -253,7 +253,7 @@ class WithNames(Wrapped):
         super().__init__(engine)
         self._answer = answer
 
-    def get_dns_resolver(self) -> WithNames:
+    def get_dns_resolver(self, *, dns_server: str | None) -> WithNames:
         return self
 
     def lookup_hostname(self, on_resolve: Callable[[list[ResolvedAddress] | Status], object], name: str) -> None:

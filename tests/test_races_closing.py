@@ -234,7 +234,7 @@ class SlowNames:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def get_dns_resolver(self) -> SlowNames:
+    def get_dns_resolver(self, *, dns_server: str | None) -> SlowNames:
         return self
 
     def lookup_hostname(self, on_resolve: Any, name: str) -> None:

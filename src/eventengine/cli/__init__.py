@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 
 from eventengine.address import ResolvedAddress
 from eventengine.cli.engines import ENGINES
+from eventengine.core.resolver import parse_dns_server
 from eventengine.memory_quota import parse_size
 from eventengine.target import Target
 
@@ -80,6 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_argument(_count),
         help="the most at a time; others wait in the backlog",
     )
+    proxy.add_argument(
+        "--dns-server",
+        metavar="ADDRESS",
+        type=_argument(_dns_server),
+        help="who is asked for names, as in 192.0.2.53 or [2001:db8::53]:5353 (default: as the system is set up)",
+    )
     proxy.add_argument("--log", action="store_true", help="a line on stderr for each connection that ended")
     demonstration = commands.add_parser(
         "demo",
@@ -107,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine=options.engine,
         memory=options.memory,
         idle_timeout=options.idle_timeout,
+        dns_server=options.dns_server,
         max_connections=options.max_connections,
         log=options.log,
     )
@@ -135,6 +143,10 @@ def _target(text: str) -> Target:
     if target.name.endswith(":0") or any(address.port == 0 for address in target.addresses):
         raise ValueError(f"{text!r}: the port to pass connections on to is a number from 1 to 65535")
     return target
+
+
+def _dns_server(text: str) -> str:
+    return str(parse_dns_server(text))
 
 
 def _memory(text: str) -> int:

@@ -259,12 +259,11 @@ def _close(sink: Endpoint, pipe: Pipe | None) -> None:
     sink.close()
 
 
-def _resolver_for(engine: EventEngine, target: Target) -> DNSResolver | None:
-    if target.addresses:
+def _resolver_for(engine: EventEngine, target: Target, dns_server: str | None) -> DNSResolver | None:
+    """None: the target is no name. The server that a target names goes before another."""
+    if not target.name:
         return None
-    if target.dns_server is None:
-        return engine.get_dns_resolver()
-    return engine.get_dns_resolver(dns_server=target.dns_server)
+    return engine.get_dns_resolver(dns_server=target.dns_server or dns_server)
 
 
 class Proxy:
@@ -277,10 +276,11 @@ class Proxy:
         target: What to connect to, as text with its port. A name is looked up for each connection.
         idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed. What is
             passed on is counted in whole reads, and the kernel buffers some MiB: give a slow reader the time for those.
+        dns_server: Who is asked for `target`, unless that names one; None: as the engine's resolver is set up.
         on_end: Called on the loop's thread with each relay that has ended.
 
-    Raises StatusError where the engine cannot ask the DNS server that the target names, ValueError for a target that
-    does not parse.
+    Raises StatusError where the engine cannot ask the DNS server, see `EventEngine.get_dns_resolver`, ValueError for a
+    target that does not parse.
 
     Attributes:
         connections: How many were accepted.
@@ -296,6 +296,7 @@ class Proxy:
         target: Target | ResolvedAddress | str,
         *,
         idle_timeout: float | None = None,
+        dns_server: str | None = None,
         on_end: Callable[[Relay], object] | None = None,
     ) -> None:
         self.engine = engine
@@ -306,7 +307,7 @@ class Proxy:
         elif isinstance(target, ResolvedAddress):
             target = Target.of(target)
         self.target = target
-        self.resolver = _resolver_for(engine, target)  # one for all connections
+        self.resolver = _resolver_for(engine, target, dns_server)  # one for all connections
         self.idle_timeout = idle_timeout
         self.connections = 0
         self.unconnected = 0

@@ -24,6 +24,7 @@ def run(
     engine: str,
     memory: int,
     idle_timeout: float | None,
+    dns_server: str | None,
     max_connections: int | None,
     log: bool,
 ) -> int:
@@ -43,7 +44,9 @@ def run(
     with make_engine() as the_engine:
         on_end = _log if log else _FirstFailure()
         try:
-            proxy = Proxy(the_engine, up, down, target, idle_timeout=idle_timeout, on_end=on_end)
+            proxy = Proxy(
+                the_engine, up, down, target, idle_timeout=idle_timeout, dns_server=dns_server, on_end=on_end
+            )
         except StatusError as error:
             return _fail(f"cannot connect to {target}: {error.status.message}")
         try:
