@@ -191,7 +191,14 @@ def factory(kind: Kind, **options: Any) -> Iterator[Callable[[], EventEngine]]:
         yield lambda: make(private_poller=kind.private_poller, callback_executor=pool, **options)
 
 
+def is_installed(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return (
+        spec is not None and spec.origin is not None
+    )  # else it is a mere folder, as our plugin's is for `twisted`
+
+
 def skip_unless_installed(kind: Kind) -> None:
     for module in kind.needs:
-        if importlib.util.find_spec(module) is None:
+        if not is_installed(module):
             pytest.skip(f"{module} is not installed")

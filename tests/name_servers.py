@@ -39,7 +39,9 @@ class NameServer:
 
 @contextmanager
 def twisted_server(folder: Path) -> Iterator[NameServer]:
-    pytest.importorskip("twisted", reason="the DNS server of these tests is Twisted's, which is not installed")
+    pytest.importorskip(
+        "twisted.names", reason="the DNS server of these tests is Twisted's, which is not installed"
+    )
     log = folder / "queries"
     with subprocess.Popen(
         [sys.executable, str(PROGRAM), str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

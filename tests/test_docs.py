@@ -9,7 +9,6 @@ comment with a file's name is a file by that name, which the page's other blocks
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import os
 import re
@@ -26,6 +25,7 @@ from pathlib import Path
 import pytest
 
 import eventengine
+from engines import is_installed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -101,7 +101,7 @@ COMMANDS = [
 
 def skip_without_framework(block: Block) -> None:
     for framework in ("twisted", "tornado", "uvloop"):
-        if re.search(rf"\b(import|from) {framework}\b", block.text) and not importlib.util.find_spec(framework):
+        if re.search(rf"\b(import|from) \S*\b{framework}\b", block.text) and not is_installed(framework):
             pytest.skip(f"this example needs {framework}, which is not installed")
 
 

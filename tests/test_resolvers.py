@@ -40,7 +40,7 @@ def test_a_resolver_that_there_is_not_is_told_at_the_caller_with_those_that_ther
     [("tornado", "'c-ares', 'system', 'tornado'"), ("twisted", "'c-ares', 'system', 'twisted.names', 'reactor'")],
 )
 def test_a_bridge_names_those_of_its_framework(loop: str, names: str) -> None:
-    pytest.importorskip(loop, reason=f"the extra {loop} is not installed")
+    pytest.importorskip("twisted.internet" if loop == "twisted" else loop, reason=f"{loop} is not installed")
     with (
         LOOPS[loop][1]() as make,
         pytest.raises(ValueError, match=f"resolver must be {names} or None, not 'none'"),
@@ -100,7 +100,7 @@ def resolve(engine: EventEngine, name: str) -> Any:
 
 
 def test_the_reactor_s_own_resolver_is_asked_and_may_be_another_one() -> None:
-    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
     from twisted.internet.address import IPv4Address, IPv6Address
     from twisted.internet.epollreactor import EPollReactor
     from twisted.internet.interfaces import IHostnameResolver
@@ -167,7 +167,7 @@ def test_tornado_s_resolver_is_the_one_that_was_configured(monkeypatch: pytest.M
 
 
 def test_twisted_names_leaves_the_global_reactor_alone() -> None:
-    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
     run_python(
         "import queue, sys\n"
         "from eventengine.bridges.twisted import TwistedEventEngine\n"
