@@ -897,7 +897,7 @@ class SourceCases:
             assert not list(private_uses((SOURCE / file).read_text()))
 
     def test_the_host_is_read_in_ten_minutes(self) -> None:
-        assert len((SOURCE / self.files[0]).read_text().splitlines()) < 160
+        assert len((SOURCE / self.files[0]).read_text().splitlines()) < 180
 
     @pytest.mark.parametrize(
         "line",

@@ -381,9 +381,16 @@ def _to_ascii(text: str, host: str) -> str:
     except ValueError as error:
         raise ValueError(f"{text!r} is not a name: {error}") from None
     bare = name.removesuffix(".")
-    if len(bare) > 253 or "\0" in bare or not all(0 < len(label) < 64 for label in bare.split(".")):
+    # c-ares, as zone files do, takes a backslash for the beginning of an escape.
+    if (
+        len(bare) > 253
+        or "\0" in bare
+        or "\\" in bare
+        or not all(0 < len(label) < 64 for label in bare.split("."))
+    ):
         raise ValueError(
-            f"{text!r} is not a name: it has 1 to 253 characters, with 1 to 63 between two dots, and no NUL"
+            f"{text!r} is not a name: it has 1 to 253 characters, with 1 to 63 between two dots, and neither NUL nor "
+            "backslash"
         )
     if f".{bare.lower()}".endswith(".localhost"):  # which c-ares does not know by its full name
         return bare

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.address_order import in_order
+from eventengine.core.handles import next_handle
 from eventengine.core.host import READ, WRITE
 from eventengine.core.resolver import Addresses, Answer, Names, NameSource, Question
 from eventengine.engine import SRVRecord, StatusOr, TaskHandle
@@ -59,10 +60,8 @@ _CODES: Final = {
     "ARES_ETIMEOUT": StatusCode.DEADLINE_EXCEEDED,
     "ARES_ENOMEM": StatusCode.RESOURCE_EXHAUSTED,
     "ARES_EBADNAME": StatusCode.INVALID_ARGUMENT,
-    "ARES_ECANCELLED": StatusCode.CANCELLED,
-    "ARES_EDESTRUCTION": StatusCode.CANCELLED,
 }
-"""What is not here is UNAVAILABLE: a server that refused, failed, or said what makes no sense."""
+"""What is not here is UNAVAILABLE: a server that refused, failed, or said what makes no sense; a socket of no use."""
 
 
 class _Errors(Protocol):
@@ -149,19 +148,19 @@ class CaresSource(NameSource):
         self._channel: _Channel | None = None
         self._sockets: dict[int, _Socket] = {}
         self._found: deque[Callable[[], None]] = deque()
-        self._under_way = 0
+        self._under_way: set[int] = set()
         self._timer: TaskHandle | None = None
         self._armed_at = 0.0
 
     def find_addresses(self, question: Question, answer: Answer[Addresses]) -> None:
-        def ask(channel: _Channel) -> None:
+        def ask(channel: _Channel, query: int) -> None:
             channel.getaddrinfo(
                 question.host,
                 question.port,
                 family=socket.AF_UNSPEC,
                 type=socket.SOCK_STREAM,
                 flags=_NO_SORT,
-                callback=partial(self._on_found, question, answer, _addresses),
+                callback=partial(self._on_found, query, question, answer, _addresses),
             )
 
         self._ask(ask)
@@ -183,26 +182,28 @@ class CaresSource(NameSource):
     def _query(
         self, question: Question, record: int, answer: Answer[list[T]], read: Callable[[_Records], list[T]]
     ) -> None:
-        self._ask(
-            lambda channel: channel.query(
-                question.host, record, callback=partial(self._on_found, question, answer, read)
-            )
-        )
+        def ask(channel: _Channel, query: int) -> None:
+            channel.query(question.host, record, callback=partial(self._on_found, query, question, answer, read))
 
-    def _ask(self, ask: Callable[[_Channel], None]) -> None:
+        self._ask(ask)
+
+    def _ask(self, ask: Callable[[_Channel, int], None]) -> None:
         if self._channel is None:
             self._channel = _make_channel(self._server, self._on_socket)
-        self._under_way += 1
+        query = next_handle()
+        self._under_way.add(query)
         try:
-            ask(self._channel)
-        except BaseException:
-            self._under_way -= 1
-            raise
+            ask(self._channel, query)
+        except Exception:
+            if query in self._under_way:  # else c-ares has answered besides, as for what it takes for no name
+                self._under_way.discard(query)
+                raise
         finally:
             self._deliver()
 
     def _on_found(
         self,
+        query: int,
         question: Question,
         answer: Answer[list[T]],
         read: Callable[[R], list[T]],
@@ -210,7 +211,7 @@ class CaresSource(NameSource):
         error: int | None,
     ) -> None:
         """Within c-ares: rule 2."""
-        self._under_way -= 1
+        self._under_way.discard(query)
         found: StatusOr[list[T]]
         if result is None:
             code = _CODES.get(_errors.errorcode.get(error or 0, ""), StatusCode.UNAVAILABLE)
