@@ -229,7 +229,7 @@ def test_a_lookup_that_raises_what_nobody_expects_is_answered(monkeypatch: pytes
 
     monkeypatch.setattr("eventengine.core.getaddrinfo.socket.getaddrinfo", getaddrinfo)
     found: queue.Queue[Any] = queue.Queue()
-    with create_event_engine() as engine:
+    with create_event_engine(resolver="system") as engine:
         resolver = engine.get_dns_resolver()
         resolver.lookup_hostname(found.put, "localhost:80")
         status = found.get(timeout=TIMEOUT)

@@ -204,8 +204,9 @@ def test_a_lookup_at_the_exit_of_the_interpreter_is_answered_and_the_exit_does_n
     run_script(
         """
 import atexit, threading
-from eventengine import StatusCode, get_default_event_engine
+from eventengine import StatusCode, create_event_engine, get_default_event_engine, set_default_event_engine
 
+set_default_event_engine(create_event_engine(resolver="system"))  # which then has no thread to begin
 resolver = get_default_event_engine().get_dns_resolver()
 got, answered = [], threading.Event()
 
