@@ -103,7 +103,7 @@ def running_reactor(reactor: Any) -> Iterator[Any]:
 def _asyncio_on_uvloop() -> Iterator[MakeEngine]:
     from eventengine.bridges.asyncio import AsyncioEventEngine
 
-    with running(_new_uvloop()) as loop:
+    with running(new_uvloop()) as loop:
         yield lambda **options: AsyncioEventEngine(loop, **options)
 
 
@@ -113,7 +113,7 @@ def _tornado_on_uvloop() -> Iterator[MakeEngine]:
 
     from eventengine.bridges.tornado import TornadoEventEngine
 
-    with running(_new_uvloop()) as loop:
+    with running(new_uvloop()) as loop:
         io_loop = IOLoop(make_current=False, asyncio_loop=loop)
         yield lambda **options: TornadoEventEngine(io_loop, **options)
 
@@ -147,14 +147,14 @@ def _reactor_on(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> Call
     return engine_on_reactor
 
 
-def _new_uvloop() -> asyncio.AbstractEventLoop:
+def new_uvloop() -> asyncio.AbstractEventLoop:
     import uvloop
 
     return uvloop.new_event_loop()
 
 
 if importlib.util.find_spec("uvloop"):
-    _new_uvloop().close()  # its first loop opens descriptors that stay; they are no leak of a test's
+    new_uvloop().close()  # its first loop opens descriptors that stay; they are no leak of a test's
 
 
 LOOPS: dict[str, tuple[tuple[str, ...], Callable[[], Any]]] = {
@@ -167,7 +167,7 @@ LOOPS: dict[str, tuple[tuple[str, ...], Callable[[], Any]]] = {
     "twisted epoll": (("twisted",), _reactor("twisted.internet.epollreactor", "EPollReactor")),
     "twisted select": (("twisted",), _reactor("twisted.internet.selectreactor", "SelectReactor")),
     "twisted asyncio": (("twisted",), _reactor_on(asyncio.new_event_loop)),
-    "twisted asyncio on uvloop": (("twisted", "uvloop"), _reactor_on(_new_uvloop)),
+    "twisted asyncio on uvloop": (("twisted", "uvloop"), _reactor_on(new_uvloop)),
 }
 
 MAIN = ("default", "asyncio", "tornado", "twisted")

@@ -9,9 +9,12 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import cast
 
+from eventengine.bridges.asyncio_borrowed import endpoint_from_transport
 from eventengine.core.host import READ, WRITE, Host
-from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.core.threaded import LoopThread
+from eventengine.engine import Endpoint
+from eventengine.memory import MemoryAllocator
 from eventengine.resolvers import ResolverName, choose
 from eventengine.status import ClosedResourceError
 
@@ -156,6 +159,26 @@ class AsyncioEventEngine(HostedEventEngine):
         except BaseException:
             loop.close()
             raise
+
+    def endpoint_from_transport(
+        self, transport: asyncio.BaseTransport, memory_allocator: MemoryAllocator
+    ) -> Endpoint:
+        """A connection that the loop made or accepted, as an endpoint. The transport is then the endpoint's.
+
+        The protocol that it served hears nothing more of it, and what that has received (a StreamReader, say) is not
+        read again. A read resumes the transport, which else is paused. A write is done when the transport's buffer is
+        empty; over TLS, up to 64 KiB may still be on their way.
+
+        Args:
+            transport: An `asyncio.Transport` of this engine's loop: TCP, UNIX or TLS; `writer.transport`, where there
+                is a StreamWriter.
+            memory_allocator: What the endpoint draws its memory from.
+
+        Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed;
+        ClosedResourceError after close; RuntimeError on another thread than the loop's, where alone this may be called.
+        """
+        check_allocator(memory_allocator)
+        return endpoint_from_transport(self._loop, transport, memory_allocator)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

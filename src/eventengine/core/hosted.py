@@ -41,7 +41,7 @@ from eventengine.engine import (
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status
 
-__all__ = ["HostedEventEngine"]
+__all__ = ["HostedEventEngine", "check_allocator"]
 
 _PLAIN = frozenset({FunctionType, MethodType, BuiltinFunctionType, partial})
 """What may be a letter by itself: the mailbox compares letters, and these are equal to none but their own like."""
@@ -158,7 +158,7 @@ class HostedEventEngine(EventEngine):
         _check_callable("on_connect", on_connect)
         _check_type("address", address, ResolvedAddress)
         _check_type("config", config, EndpointConfig)
-        _check_type("memory_allocator", memory_allocator, MemoryAllocator)
+        check_allocator(memory_allocator)
         check_seconds("timeout", timeout)
         self._check_open()
         return self._connector.connect(on_connect, address, config, memory_allocator, timeout)
@@ -251,6 +251,11 @@ def _shut_down(loop: Loop, connector: Connector, names: Names, thread: LoopThrea
     finally:
         if thread is not None:
             thread.stop()
+
+
+def check_allocator(memory_allocator: object) -> None:
+    """Raises TypeError for what is none."""
+    _check_type("memory_allocator", memory_allocator, MemoryAllocator)
 
 
 def _check_callable(name: str, value: object) -> None:

@@ -34,6 +34,7 @@ from eventengine.core.timers import Timers
 from eventengine.status import ClosedResourceError
 
 if TYPE_CHECKING:
+    from eventengine.core.borrowed import BorrowedEndpoint
     from eventengine.core.endpoint import SocketEndpoint
     from eventengine.core.listener import Acceptor
 
@@ -92,7 +93,7 @@ class Loop:
         self.timers = Timers(self)
         self.run_callback = self.callbacks.run
         self.calls_back_here = self.callbacks.block_polling
-        self.endpoints: dict[int, weakref.ref[SocketEndpoint]] = {}
+        self.endpoints: dict[int, weakref.ref[SocketEndpoint] | weakref.ref[BorrowedEndpoint]] = {}
         self.listeners: set[Acceptor] = set()
         if private_poller is None:
             private_poller = host.can_watch_epoll and has_private_poller()
@@ -109,6 +110,11 @@ class Loop:
         if self._learned == -1 or self.host.knows_its_thread:
             return self.host.is_here()
         return ident == self._learned
+
+    @property
+    def knows_its_thread(self) -> bool:
+        """Whether `is_here` can tell by now. Any thread."""
+        return self._learned != -1 or self.host.knows_its_thread
 
     def misused(self, error: Exception) -> Exception:
         """What to raise for a misuse: `error`, or in a forked child that it is one. Any thread."""

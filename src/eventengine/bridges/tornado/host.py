@@ -12,13 +12,17 @@ from functools import partial
 from typing import Literal, TypeAlias, cast
 
 from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
 from tornado.log import app_log
 from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from eventengine.bridges.asyncio import AsyncioHost
+from eventengine.bridges.tornado.borrowed import endpoint_from_iostream
 from eventengine.bridges.tornado.names import tornado_source
-from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.core.threaded import LoopThread
+from eventengine.engine import Endpoint
+from eventengine.memory import MemoryAllocator
 from eventengine.resolvers import ResolverName, choose
 
 __all__ = ["TornadoEventEngine", "TornadoHost", "TornadoResolverName"]
@@ -103,6 +107,24 @@ class TornadoEventEngine(HostedEventEngine):
         except BaseException:
             io_loop.close()
             raise
+
+    def endpoint_from_iostream(self, stream: IOStream, memory_allocator: MemoryAllocator) -> Endpoint:
+        """A stream that Tornado connected or accepted, as an endpoint. The stream is then the endpoint's.
+
+        What the stream has read ahead comes first. A write is done when the stream has handed everything to the system.
+        When the peer ends its stream Tornado closes the whole of it: bytes that came are read, then OUT_OF_RANGE, and
+        nothing can be written any more.
+
+        Args:
+            stream: An IOStream or SSLIOStream on this engine's IOLoop, connected, without a read or write outstanding.
+            memory_allocator: What the endpoint draws its memory from.
+
+        Raises TypeError for what is no such stream; BusyResourceError while a read or write is outstanding on it;
+        StatusError, UNAVAILABLE, for one that is closed or not connected; ClosedResourceError after close;
+        RuntimeError on another thread than the loop's, where alone this may be called.
+        """
+        check_allocator(memory_allocator)
+        return endpoint_from_iostream(self._loop, stream, memory_allocator)
 
 
 def _run(io_loop: IOLoop) -> None:

@@ -5,9 +5,17 @@ try:
 except ImportError as error:
     raise ImportError('Twisted is not installed; pip install "eventengine[twisted]" brings it') from error
 
+from eventengine.bridges.twisted.borrowed import EndpointFactory, EndpointProcessProtocol, EndpointProtocol
 from eventengine.bridges.twisted.endpoints import QuotaClientEndpoint, QuotaServerEndpoint
 from eventengine.bridges.twisted.engine import TwistedEventEngine
 
 del _twisted
 
-__all__ = ["QuotaClientEndpoint", "QuotaServerEndpoint", "TwistedEventEngine"]
+__all__ = [
+    "EndpointFactory",
+    "EndpointProcessProtocol",
+    "EndpointProtocol",
+    "QuotaClientEndpoint",
+    "QuotaServerEndpoint",
+    "TwistedEventEngine",
+]

@@ -10,11 +10,14 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.pollreactor import PollReactor
 from twisted.python.failure import Failure
 
+from eventengine.bridges.twisted.borrowed import endpoint_from_transport
 from eventengine.bridges.twisted.host import TwistedHost
 from eventengine.bridges.twisted.nameresolver import reactor_source
-from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.core.resolver import SourceFactory
 from eventengine.core.threaded import Gate, LoopThread
+from eventengine.engine import Endpoint
+from eventengine.memory import MemoryAllocator
 from eventengine.resolvers import Loaders, ResolverName, choose
 
 __all__ = ["TwistedEventEngine", "TwistedResolverName"]
@@ -94,6 +97,28 @@ class TwistedEventEngine(HostedEventEngine):
         except BaseException:
             gate.close()
             raise
+
+    def endpoint_from_transport(self, transport: object, memory_allocator: MemoryAllocator) -> Endpoint:
+        """A connection that Twisted made or accepted, as an endpoint. The transport is then the endpoint's.
+
+        The protocol that it served hears nothing more of it; what that has received is not read again. To begin with
+        an endpoint, give Twisted an `EndpointProtocol` or an `EndpointFactory`.
+
+        A read resumes the transport, which else is paused. A write is done when the transport has handed everything to
+        the system; over TLS, and others that wrap one, up to 64 KiB may still be on their way. The errno of a lost
+        connection is the nearest to what Twisted says of it.
+
+        Args:
+            transport: Of this engine's reactor: TCP, UNIX, TLS after its handshake, or any with ITransport and
+                IPushProducer whose `protocol` can be set.
+            memory_allocator: What the endpoint draws its memory from.
+
+        Raises TypeError for what is no such transport; StatusError: UNAVAILABLE for one that was closed,
+        FAILED_PRECONDITION for one with a producer; ClosedResourceError after close; RuntimeError on another thread
+        than the reactor's, where alone this may be called.
+        """
+        check_allocator(memory_allocator)
+        return endpoint_from_transport(self._loop, transport, memory_allocator)
 
 
 def _loaders(host: TwistedHost) -> Loaders:

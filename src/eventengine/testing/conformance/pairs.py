@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.engine import Endpoint
 from eventengine.testing.application import Application
-from eventengine.testing.oracle import TIMEOUT, OracleServer, connect
+from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, receive_all
 
 __all__ = ["any_pair", "pair"]
 
@@ -80,14 +81,18 @@ def pair(anywhere: Application) -> Iterator[Pair]:
         yield pair
 
 
-@pytest.fixture(params=["tcp", "unix"])
+@pytest.fixture(params=["tcp", "unix", "abstract unix"])
 def any_pair(request: pytest.FixtureRequest, anywhere: Application, unix_folder: Path) -> Iterator[Pair]:
-    """As `pair`, over TCP and over a unix socket."""
+    """As `pair`, over TCP, over a unix socket and over one with an abstract name."""
     address = None
     if request.param == "unix":
         if not hasattr(socket, "AF_UNIX"):
             pytest.skip("this system has no unix sockets")
         address = ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")
+    elif request.param == "abstract unix":
+        if not sys.platform.startswith("linux"):
+            pytest.skip("only Linux has abstract unix sockets")
+        address = ResolvedAddress.parse(f"unix-abstract:{unix_folder}")
     with paired(anywhere, _role(anywhere), address) as pair:
         yield pair
 
@@ -117,6 +122,12 @@ def meanwhile(*functions: Callable[[], object]) -> Generator[None]:
 
 def nothing() -> None:
     """A closure that shows, by having run, that what was called before it has been dealt with."""
+
+
+def see_the_end(oracle: socket.socket) -> None:
+    """Waits for the end of a connection that was closed over bytes that were not sent: it may come as a reset."""
+    with suppress(ConnectionResetError):
+        receive_all(oracle)
 
 
 def send_until_full(oracle: socket.socket, data: bytes) -> int:

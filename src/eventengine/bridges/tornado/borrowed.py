@@ -1,0 +1,148 @@
+"""Tornado's streams as endpoints: what Tornado connected or accepted, `IOStream` and `SSLIOStream`.
+
+Rules, besides those of `core.borrowed`:
+
+1. A stream is asked for bytes by `read_bytes(partial=True)`, one request at a time. One cannot be taken back: what it
+   brings after `pause` is kept by the endpoint.
+2. Between two requests a stream may read one chunk of 64 KiB ahead into a buffer of its own, which is not charged, to
+   learn of the end.
+3. A stream closes whole: when the peer has ended its stream nothing can be written any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import ssl
+from asyncio import Future
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from eventengine.address import ResolvedAddress
+from eventengine.core.borrowed import PushTransport, borrow, check_is_here
+from eventengine.engine import Endpoint
+from eventengine.memory import MemoryAllocator
+from eventengine.status import BusyResourceError, Status, StatusError
+
+if TYPE_CHECKING:
+    from eventengine.core.loop import Loop
+
+__all__ = ["endpoint_from_iostream"]
+
+CHUNK: Final = 64 * 1024
+
+
+class _HasSocket(Protocol):
+    socket: socket.socket
+
+
+def _socket_of(stream: IOStream) -> socket.socket:
+    """That of a stream which is not closed."""
+    return cast("_HasSocket", stream).socket
+
+
+class _Port(PushTransport):
+    __slots__ = ("_reading", "_stream", "_wanted", "can_half_close")
+
+    def __init__(self, stream: IOStream) -> None:
+        super().__init__()
+        self._stream = stream
+        self.can_half_close = not isinstance(stream, SSLIOStream)
+        self._reading = self._wanted = False
+
+    def resume(self) -> None:
+        self._wanted = True
+        if not self._reading:
+            self._read()
+
+    def pause(self) -> None:
+        self._wanted = False
+
+    def write(self, piece: bytes) -> bool:
+        stream = self._stream
+        try:
+            future = stream.write(piece)
+        except StreamClosedError:
+            self._lost()
+            return False
+        if not stream.writing() and not stream.closed():
+            return True
+        future.add_done_callback(self._on_written)
+        return False
+
+    def close_write(self) -> None:
+        if not self._stream.closed():
+            with contextlib.suppress(OSError):  # the connection is broken, which the next read will say
+                _socket_of(self._stream).shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def abort(self) -> None:
+        self._stream.close()
+
+    def _read(self) -> None:
+        try:
+            future = cast("Future[bytes]", self._stream.read_bytes(CHUNK, partial=True))
+        except StreamClosedError:
+            self._lost()
+            return
+        self._reading = True
+        future.add_done_callback(self._on_read)
+
+    def _on_read(self, future: Future[bytes]) -> None:
+        self._reading = False
+        if future.cancelled() or future.exception() is not None:
+            self._lost()
+            return
+        self.data(future.result())
+        if self._wanted and not self._reading:
+            self._read()
+
+    def _on_written(self, future: Future[None]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            self._lost()
+        else:
+            self.drained()
+
+    def _lost(self) -> None:
+        error = self._stream.error
+        if error is None:
+            self.end()
+        self.broken(_number_of(error))
+
+
+def _number_of(error: BaseException | None) -> int:
+    """The errno for what closed a stream: Tornado keeps the system's."""
+    if isinstance(error, ssl.SSLError):
+        return errno.EPROTO
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EPIPE if error is None else errno.ECONNRESET
+
+
+def endpoint_from_iostream(loop: Loop, stream: object, allocator: MemoryAllocator) -> Endpoint:
+    """See `TornadoEventEngine.endpoint_from_iostream`."""
+    check_is_here(loop, "endpoint_from_iostream")
+    if not isinstance(stream, IOStream):
+        raise TypeError(f"stream must be a tornado.iostream.IOStream, not {type(stream).__name__}")
+    if stream.closed():
+        raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a stream that was closed"))
+    if stream.reading() or stream.writing():
+        what = "read" if stream.reading() else "write"
+        raise BusyResourceError(f"a {what} is outstanding on the stream; wait for it first")
+    sock = _socket_of(stream)
+    try:
+        peer = sock.getpeername()
+    except OSError as error:
+        raise StatusError(Status.from_errno(error.errno or errno.EIO, "borrowing a stream")) from None
+    family = sock.family
+    return borrow(
+        loop,
+        _Port(stream),
+        ResolvedAddress(family, peer).normalized(),
+        ResolvedAddress(family, sock.getsockname()).normalized(),
+        allocator.memory,
+    )
