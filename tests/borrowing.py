@@ -176,10 +176,12 @@ class BorrowedKind(NamedTuple):
     pool: bool
 
 
-def asyncio_on(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], Any]:
+def asyncio_on(
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop], *, by_protocol: bool = False
+) -> Callable[[], Any]:
     @contextmanager
     def engines() -> Iterator[Callable[[Executor | None], EventEngine]]:
-        from eventengine.bridges.asyncio import AsyncioEventEngine
+        from eventengine.bridges.asyncio import AsyncioEventEngine, EndpointProtocol
 
         with running(new_event_loop()) as loop:
 
@@ -188,7 +190,19 @@ def asyncio_on(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> Calla
 
                 def adopt(sock: socket.socket, allocator: MemoryAllocator, adopted: Adopted) -> None:
                     async def adopt_soon() -> None:
-                        # Half-open, as ours are: a plain Protocol would have the peer's end close it before we borrow.
+                        if by_protocol:
+                            made: list[Endpoint] = []
+
+                            def on_connect(endpoint: Endpoint) -> None:
+                                made.append(endpoint)
+                                adopted(endpoint)
+
+                            await loop.connect_accepted_socket(
+                                lambda: EndpointProtocol(engine, allocator, on_connect), sock
+                            )
+                            if not made:
+                                adopted(ENGINE_CLOSED)
+                            return
                         transport, _ = await loop.connect_accepted_socket(_Paused, sock)
                         try:
                             adopted(engine.endpoint_from_transport(transport, allocator))
@@ -295,7 +309,7 @@ BORROWED = [
     BorrowedKind(f"{name}{', pool' if pool else ''}", framework, needs, make, pool)
     for name, framework, needs, make in (
         ("asyncio transports", "asyncio", (), asyncio_on(asyncio.new_event_loop)),
-        ("uvloop transports", "asyncio", ("uvloop",), asyncio_on(new_uvloop)),
+        ("uvloop transports", "uvloop", ("uvloop",), asyncio_on(new_uvloop, by_protocol=True)),
         ("Tornado streams", "tornado", ("tornado",), tornado_streams),
         ("Twisted transports, epoll", "twisted", ("twisted",), EPOLL),
         (

@@ -42,6 +42,10 @@ NOT_HERE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "test_an_end_or_a_reset_is_told_though_the_quota_is_full": ("a paused transport tells no end", ()),
     "test_a_peer_that_closed_refuses_writes_and_what_it_had_sent_is_still_read": (LOSES, ()),
+    "test_a_connection_that_floods_does_not_keep_another_from_its_turn": (
+        "libuv itself reads up to 32 times in a turn from one connection",
+        ("uvloop",),
+    ),
     "test_writing_goes_on_after_the_peer_ended_its_stream": (WHOLE, ("tornado",)),
 }
 """What cannot apply: why, and to which frameworks' transports, if not to all."""

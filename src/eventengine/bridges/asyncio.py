@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import cast
 
-from eventengine.bridges.asyncio_borrowed import endpoint_from_transport
+from eventengine.bridges.asyncio_borrowed import EndpointProtocol, endpoint_from_transport
 from eventengine.core.host import READ, WRITE, Host
 from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.core.threaded import LoopThread
@@ -18,7 +18,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.resolvers import ResolverName, choose
 from eventengine.status import ClosedResourceError
 
-__all__ = ["AsyncioEventEngine", "AsyncioHost"]
+__all__ = ["AsyncioEventEngine", "AsyncioHost", "EndpointProtocol"]
 
 
 class AsyncioHost(Host):

@@ -24,9 +24,12 @@ from eventengine.memory import MemoryAllocator
 from eventengine.status import Status, StatusError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from eventengine.bridges.asyncio import AsyncioEventEngine
     from eventengine.core.loop import Loop
 
-__all__ = ["endpoint_from_transport"]
+__all__ = ["EndpointProtocol", "endpoint_from_transport"]
 
 _NEEDED: Final = ("pause_reading", "resume_reading", "set_protocol", "set_write_buffer_limits", "write")
 
@@ -34,20 +37,29 @@ _NEEDED: Final = ("pause_reading", "resume_reading", "set_protocol", "set_write_
 class _Port(PushTransport, asyncio.Protocol):
     """A transport, and its protocol."""
 
-    __slots__ = ("_is_tls", "_transport", "can_half_close")
+    __slots__ = ("_is_tls", "_reading", "_transport", "can_half_close")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
+        self._reading = False
+        transport.pause_reading()
+        transport.set_write_buffer_limits(0)
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self.can_half_close = not self._is_tls and transport.can_write_eof()
 
     def resume(self) -> None:
+        self._reading = True
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
     def pause(self) -> None:
-        if not self._transport.is_closing():
+        self._reading = False
+        self.pause_again()
+
+    def pause_again(self) -> None:
+        """Unless it was resumed: uvloop begins to read after `connection_made`, whatever that has said."""
+        if not self._reading and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def write(self, piece: bytes) -> bool:
@@ -105,12 +117,55 @@ def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllo
     transport = cast("asyncio.Transport", transport)
     if transport.is_closing():
         raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
+    return _borrow(loop, transport, allocator)
+
+
+class EndpointProtocol(asyncio.Protocol):
+    """A protocol that makes an endpoint of its connection, for all that takes a protocol factory.
+
+        await loop.create_server(lambda: EndpointProtocol(engine, allocator, on_connect), "127.0.0.1", 8080)
+
+    On uvloop it is the better way: there a connection is read before `endpoint_from_transport` can be called, and what
+    came, the end above all, went to the protocol before.
+
+    Args:
+        engine: On the loop of the connection.
+        memory_allocator: What the endpoint draws its memory from.
+        on_connect: Gets the endpoint, which is then the callback's to close; over TLS, when the handshake is done.
+            What it raises closes the endpoint.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncioEventEngine,
+        memory_allocator: MemoryAllocator,
+        on_connect: Callable[[Endpoint], object],
+    ) -> None:
+        self._loop = engine._loop
+        self._allocator = memory_allocator
+        self._on_connect = on_connect
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)
+        if self._loop.is_open:
+            self._loop.run_callback(self._call, _borrow(self._loop, transport, self._allocator))
+        else:
+            transport.close()
+
+    def _call(self, endpoint: Endpoint) -> None:
+        try:
+            self._on_connect(endpoint)
+        except BaseException:
+            endpoint.close()
+            raise
+
+
+def _borrow(loop: Loop, transport: asyncio.Transport, allocator: MemoryAllocator) -> Endpoint:
     sock = cast("socket.socket | None", transport.get_extra_info("socket"))
     family = socket.AF_UNIX if sock is None else sock.family
     port = _Port(transport)
-    transport.pause_reading()
-    transport.set_write_buffer_limits(0)
     transport.set_protocol(port)
+    loop.host.wake(port.pause_again)
     return borrow(
         loop,
         port,

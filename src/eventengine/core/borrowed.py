@@ -416,6 +416,7 @@ class BorrowedEndpoint(Endpoint):
         if self._passing is not None:
             self._pass_on()
         if self._on_read is None:
+            self._paused = False  # whatever it was told
             self._pause()
         elif self._has_enough:
             self._settle()
