@@ -28,7 +28,8 @@ LAYERS = (
     ("idle",),
     ("engine", "target", "attempts"),
     ("core", "connecting"),
-    ("tls", "resolvers"),
+    ("tls", "resolvers", "inherited"),
+    ("bridges.asyncio_borrowed",),
     ("default", "bridges", "bridges.asyncio", "bridges.twisted", "testing"),
     ("bridges.tornado",),
     ("",),  # eventengine/__init__.py
@@ -39,6 +40,7 @@ RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 FRAMEWORKS = {"asyncio", "pycares", "tornado", "twisted", "uvloop", "zope"}
 MAY_IMPORT = {
     "bridges.asyncio": {"asyncio"},
+    "bridges.asyncio_borrowed": {"asyncio"},
     "bridges.tornado": {"asyncio", "tornado"},
     "bridges.twisted": {"twisted", "zope"},
     "resolvers": {"pycares"},

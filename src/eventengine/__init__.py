@@ -20,6 +20,7 @@ from eventengine.engine import (
     EventEngine,
     HalfCloseable,
     Listener,
+    ListenerSupportsFileDescriptor,
     SRVRecord,
     StatusOr,
     SupportsFileDescriptor,
@@ -28,6 +29,7 @@ from eventengine.engine import (
     WriteEvent,
     WriteEventSink,
 )
+from eventengine.inherited import InheritedSocket, inherited_sockets
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory, MemoryRequest, Reservation
 from eventengine.quota import ResourceQuota
 from eventengine.reclaim import ReclamationPass, ReclamationSweep
@@ -54,7 +56,9 @@ __all__ = [
     "EventEngine",
     "ForkedProcessError",
     "HalfCloseable",
+    "InheritedSocket",
     "Listener",
+    "ListenerSupportsFileDescriptor",
     "MemoryAllocator",
     "MemoryAllocatorFactory",
     "MemoryRequest",
@@ -80,6 +84,7 @@ __all__ = [
     "connect_target",
     "create_event_engine",
     "get_default_event_engine",
+    "inherited_sockets",
     "set_default_event_engine",
     "shutdown_default_event_engine",
 ]

@@ -29,6 +29,7 @@ from eventengine.slices import SliceBuffer
 from eventengine.status import Status
 
 if TYPE_CHECKING:
+    import socket
     from typing import Self
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "EventEngine",
     "HalfCloseable",
     "Listener",
+    "ListenerSupportsFileDescriptor",
     "SRVRecord",
     "StatusOr",
     "SupportsFileDescriptor",
@@ -282,6 +284,31 @@ class Listener(ABC):
         Connections that were accepted are not touched. May be called at any time, inside callbacks, twice, and from
         any thread; on the loop's thread the addresses are free on return.
         """
+
+
+class ListenerSupportsFileDescriptor:
+    """A listener that can accept on a socket which somebody else has bound and made listen."""
+
+    __slots__ = ()
+
+    def adopt(self, listening: socket.socket | int) -> int:
+        """Takes a listening stream socket, or its descriptor, besides what is bound; returns its port, as `bind` does.
+
+        It is then the listener's: non-blocking, which all processes that share it will see, closed at exec and closed
+        with the listener; a socket object that was given is left without a descriptor. Its own options stay as they
+        are; those of the listener's config are set on what it accepts. The file of a unix socket is not removed.
+
+        Raises:
+            TypeError, ValueError: It is no listening stream socket of TCP, unix or vsock. It stays the caller's, as it
+                does whenever this raises.
+            StatusError: FAILED_PRECONDITION after `start`.
+            ClosedResourceError: This listener was closed.
+
+        May be called from any thread.
+
+        Source: `ListenerSupportsFdExtension` in `grpc/event_engine/extensions/supports_fd.h`.
+        """
+        raise NotImplementedError
 
 
 class DNSResolver(ABC):

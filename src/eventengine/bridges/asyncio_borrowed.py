@@ -26,7 +26,7 @@ from eventengine.status import Status, StatusError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from eventengine.bridges.asyncio import AsyncioEventEngine
+    from eventengine.core.hosted import HostedEventEngine
     from eventengine.core.loop import Loop
 
 __all__ = ["EndpointProtocol", "endpoint_from_transport"]
@@ -137,7 +137,7 @@ class EndpointProtocol(asyncio.Protocol):
 
     def __init__(
         self,
-        engine: AsyncioEventEngine,
+        engine: HostedEventEngine,
         memory_allocator: MemoryAllocator,
         on_connect: Callable[[Endpoint], object],
     ) -> None:

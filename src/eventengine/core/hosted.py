@@ -11,6 +11,8 @@ The engine holds the loop, and nothing of the loop holds the engine: one that is
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -22,11 +24,14 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.core.connector import Connector
+from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.getaddrinfo import system_source
 from eventengine.core.host import Host
+from eventengine.core.inherited import take_connection
 from eventengine.core.listener import Acceptor, OnAccept, SocketListener
 from eventengine.core.loop import Loop
 from eventengine.core.resolver import HostedResolver, Names, SourceFactory, parse_dns_server
+from eventengine.core.sockets import set_options
 from eventengine.core.threaded import LoopThread
 from eventengine.core.timers import check_seconds
 from eventengine.engine import (
@@ -187,6 +192,60 @@ class HostedEventEngine(EventEngine):
         if not self._loop.is_open:  # closed just now, perhaps by one who did not see the acceptor yet
             acceptor.close()
         return SocketListener(acceptor, self)
+
+    def endpoint_from_socket(
+        self, sock: socket.socket, memory_allocator: MemoryAllocator, config: EndpointConfig | None = None
+    ) -> Endpoint:
+        """A connected stream socket as an endpoint. The socket is then the endpoint's; `sock` is left without one.
+
+        It is made non-blocking and is not inherited by other programs.
+
+        Args:
+            sock: Of TCP, unix or vsock, by whomever it was made and connected. Bytes that were read from it already are
+                not read again.
+            memory_allocator: What the endpoint draws its memory from.
+            config: Options to set on it; None: it keeps those that it has.
+
+        Raises TypeError or ValueError, with `sock` as it was, for what is no connected stream socket; StatusError when
+        its connection has ended, or an option cannot be set; ClosedResourceError after close. May be called from any
+        thread.
+
+        Source: `EventEngineSupportsFdExtension` in `grpc/event_engine/extensions/supports_fd.h`.
+        """
+        _check_type("sock", sock, socket.socket)
+        return self._take_over(sock, memory_allocator, config)
+
+    def endpoint_from_fd(
+        self, fd: int, memory_allocator: MemoryAllocator, config: EndpointConfig | None = None
+    ) -> Endpoint:
+        """As `endpoint_from_socket`, for its descriptor, which the endpoint closes in the end. May be called from any
+        thread.
+        """
+        if isinstance(fd, bool) or not isinstance(fd, int):
+            raise TypeError(f"fd must be an int, not {type(fd).__name__}")
+        return self._take_over(fd, memory_allocator, config)
+
+    def _take_over(
+        self, given: socket.socket | int, memory_allocator: MemoryAllocator, config: EndpointConfig | None
+    ) -> Endpoint:
+        check_allocator(memory_allocator)
+        if config is not None:
+            _check_type("config", config, EndpointConfig)
+        self._check_open()
+        sock, peer = take_connection(given)
+        try:
+            if config is not None:
+                set_options(sock, config)
+            endpoint = SocketEndpoint(self._loop, sock, peer.sockaddr, None, memory_allocator.memory, None)
+        except OSError as error:
+            sock.close()
+            raise StatusError(Status.from_errno(error.errno or errno.EIO, f"taking over {peer}")) from None
+        except BaseException:
+            sock.close()
+            raise
+        if not self._loop.is_open:  # closed just now, perhaps by one who did not see the endpoint yet
+            endpoint.close()
+        return endpoint
 
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
         server = None if dns_server is None else parse_dns_server(dns_server)

@@ -32,9 +32,10 @@ from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.host import READ
+from eventengine.core.inherited import take_listening
 from eventengine.core.mailbox import forked
 from eventengine.core.sockets import UnixFile, bind_and_listen, options_are_inherited, set_options
-from eventengine.engine import Endpoint, EventEngine, Listener, TaskHandle
+from eventengine.engine import Endpoint, EventEngine, Listener, ListenerSupportsFileDescriptor, TaskHandle
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.memory_quota import MemoryQuota
 from eventengine.quota import ConnectionQuota, ResourceQuota
@@ -59,12 +60,14 @@ class _ListeningSocket:
 
     __slots__ = ("_acceptor", "fd", "file", "hands_down_nothing", "local", "sock")
 
-    def __init__(self, acceptor: Acceptor, sock: socket.socket, file: UnixFile | None) -> None:
+    def __init__(
+        self, acceptor: Acceptor, sock: socket.socket, file: UnixFile | None, *, is_adopted: bool = False
+    ) -> None:
         self._acceptor = acceptor
         self.sock = sock
         self.fd = sock.fileno()
         self.file = file
-        self.hands_down_nothing = not options_are_inherited(sock.family)
+        self.hands_down_nothing = is_adopted or not options_are_inherited(sock.family)
         address = ResolvedAddress(sock.family, sock.getsockname())
         self.local = None if address.is_wildcard else address.normalized()
 
@@ -153,6 +156,20 @@ class Acceptor:
             self._sockets += added
             port = ResolvedAddress(address.family, added[0].sock.getsockname()).port
             if inet and not self._port:
+                self._port = port
+            return port
+
+    def adopt(self, given: socket.socket | int) -> int:
+        """See `ListenerSupportsFileDescriptor.adopt`. Any thread."""
+        self._check_not_forked()
+        with self._lock:
+            self._check_open()
+            if self._started:
+                raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "adopt must come before start"))
+            listening = _ListeningSocket(self, take_listening(given), None, is_adopted=True)
+            self._sockets.append(listening)
+            port = ResolvedAddress(listening.sock.family, listening.sock.getsockname()).port
+            if not self._port and listening.sock.family in (socket.AF_INET, socket.AF_INET6):
                 self._port = port
             return port
 
@@ -334,7 +351,7 @@ class Acceptor:
             self._loop.post_callback(self._on_shutdown, Status.OK)
 
 
-class SocketListener(Listener):
+class SocketListener(Listener, ListenerSupportsFileDescriptor):
     """Holds its engine, too: who keeps a listener alone expects it to go on."""
 
     __slots__ = ("_acceptor", "_engine")
@@ -349,6 +366,9 @@ class SocketListener(Listener):
                 f"bind needs a ResolvedAddress, not {type(address).__name__}; see ResolvedAddress.parse"
             )
         return self._acceptor.bind(address)
+
+    def adopt(self, listening: socket.socket | int) -> int:
+        return self._acceptor.adopt(listening)
 
     def start(self) -> None:
         self._acceptor.start()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 
-__all__ = ["UnixFile", "bind_and_listen", "make_socket", "options_are_inherited", "set_options"]
+__all__ = ["Listening", "UnixFile", "bind_and_listen", "make_socket", "options_are_inherited", "set_options"]
 
 _IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -23,13 +23,13 @@ def options_are_inherited(family: int) -> bool:
     return sys.platform == "linux" and family in _IP_FAMILIES
 
 
-class _Listening(socket.socket):
+class Listening(socket.socket):
     """`accept` looks at these two for each connection, and the standard library makes enums of both each time."""
 
     __slots__ = ("family", "type")
 
-    def __init__(self, family: int, kind: int) -> None:
-        super().__init__(family, kind)
+    def __init__(self, family: int, kind: int, fileno: int | None = None) -> None:
+        super().__init__(family, kind, fileno=fileno)
         self.family = socket.AddressFamily(family)  # type: ignore[misc]  # a property there
         self.type = socket.SOCK_STREAM  # type: ignore[misc]
 
@@ -110,7 +110,7 @@ def bind_and_listen(
 
     With `dual_stack` an IPv6 socket takes IPv4 connections too, else it never does.
     """
-    sock = make_socket(address.family, config, _Listening)
+    sock = make_socket(address.family, config, Listening)
     file = None
     try:
         if address.family in _IP_FAMILIES:
