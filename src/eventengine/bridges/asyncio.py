@@ -170,8 +170,8 @@ class AsyncioEventEngine(HostedEventEngine):
         empty; over TLS, up to 64 KiB may still be on their way.
 
         Args:
-            transport: An `asyncio.Transport` of this engine's loop: TCP, UNIX or TLS; `writer.transport`, where there
-                is a StreamWriter.
+            transport: An `asyncio.Transport` of this engine's loop: TCP, UNIX or TLS, as `loop.create_connection`
+                gives it. Not that of a StreamWriter, which closes it when it is collected.
             memory_allocator: What the endpoint draws its memory from.
 
         Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed;

@@ -15,6 +15,8 @@ import contextlib
 import errno
 import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from eventengine.address import ResolvedAddress, Sockaddr
@@ -24,8 +26,6 @@ from eventengine.memory import MemoryAllocator
 from eventengine.status import Status, StatusError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from eventengine.core.hosted import HostedEventEngine
     from eventengine.core.loop import Loop
 
@@ -43,9 +43,10 @@ class _Port(PushTransport, asyncio.Protocol):
         super().__init__()
         self._transport = transport
         self._reading = False
-        transport.pause_reading()
-        transport.set_write_buffer_limits(0)
         self._is_tls = transport.get_extra_info("ssl_object") is not None
+        if not self._is_tls:
+            transport.pause_reading()
+        transport.set_write_buffer_limits(0)
         self.can_half_close = not self._is_tls and transport.can_write_eof()
 
     def resume(self) -> None:
@@ -57,8 +58,16 @@ class _Port(PushTransport, asyncio.Protocol):
         self._reading = False
         self.pause_again()
 
+    def pause_later(self, wake: Callable[[Callable[[], object]], None]) -> None:
+        """uvloop begins to read after `connection_made`, whatever that has said; and over TLS, where it does so in the
+        next turn, one that is paused by then never sends the end of its handshake."""
+        if self._is_tls:
+            wake(partial(wake, self.pause_again))
+        else:
+            wake(self.pause_again)
+
     def pause_again(self) -> None:
-        """Unless it was resumed: uvloop begins to read after `connection_made`, whatever that has said."""
+        """Unless it was resumed."""
         if not self._reading and not self._transport.is_closing():
             self._transport.pause_reading()
 
@@ -165,7 +174,7 @@ def _borrow(loop: Loop, transport: asyncio.Transport, allocator: MemoryAllocator
     family = socket.AF_UNIX if sock is None else sock.family
     port = _Port(transport)
     transport.set_protocol(port)
-    loop.host.wake(port.pause_again)
+    port.pause_later(loop.host.wake)
     return borrow(
         loop,
         port,

@@ -84,7 +84,7 @@ class PushTransport(ABC):
     @abstractmethod
     def write(self, piece: bytes) -> bool:
         """Takes a piece to write. True: it has handed everything over. False: `drained` will be called, or the
-        transport breaks. Not called again before."""
+        transport breaks; a `drained` within this call counts for nothing. Not called again before."""
 
     @abstractmethod
     def close_write(self) -> None:
@@ -97,6 +97,11 @@ class PushTransport(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Closes, and drops what was not handed over yet."""
+
+    def forget_endpoint(self) -> None:
+        """Tells nobody any more."""
+        self._endpoint = _nobody
+        self.kept = None
 
     def data(self, chunk: Buffer) -> None:
         """Bytes have come."""
@@ -295,6 +300,7 @@ class BorrowedEndpoint(Endpoint):
             del self._open
         except AttributeError:
             return
+        self._closed = True  # the loop's thread may get hold of us once more while this runs
         with contextlib.suppress(ClosedResourceError, ForkedProcessError):  # else the transport went with its loop
             self._loop.post(partial(_drop, self._loop, self._key, self._port))
         warnings.warn(f"an endpoint to {self._peer} was never closed", ResourceWarning, stacklevel=1, source=self)
@@ -542,7 +548,7 @@ class BorrowedEndpoint(Endpoint):
             recycle_last(self._sent)
 
     def _on_drained(self) -> None:
-        if self._sent:
+        if self._sent and not self._calling:  # else the transport has taken the piece within `write`, and says so
             self._recycle()
             self._write_on()
 
@@ -598,7 +604,7 @@ class BorrowedEndpoint(Endpoint):
         self._arrived.clear()
         self._out.clear()
         self._sent.clear()
-        self._keep()
+        self._port.forget_endpoint()
         if not self._gone:
             if unsent:
                 self._port.abort()
@@ -638,6 +644,7 @@ def check_is_here(loop: Loop, what: str) -> None:
 
 def _drop(loop: Loop, key: int, port: PushTransport) -> None:
     loop.endpoints.pop(key, None)
+    port.forget_endpoint()
     port.close()
 
 
