@@ -264,8 +264,9 @@ class TwistedStage(Stage):
         return endpoint
 
     def close(self) -> None:
-        for port in self._ports:
-            self.call(port.stopListening)
+        while self._ports:
+            self.call(self._ports.pop().stopListening)
+        self.call(lambda: None)
 
 
 def _over_tls(tls: Certificate, factory: Any, reactor: Any, is_client: bool) -> Any:

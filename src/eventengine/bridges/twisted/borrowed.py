@@ -424,6 +424,8 @@ def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllo
             f"transport must be a Twisted transport that can be paused (ITransport and IPushProducer), not "
             f"{type(transport).__name__}"
         )
+    if not getattr(transport, "connected", True) or getattr(transport, "disconnecting", False):
+        raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
     holder, name = transport, "protocol"
     if isinstance(transport, FileDescriptor) and getattr(transport, "TLS", False):
         holder = cast("object", getattr(transport, "protocol", None))  # `startTLS` has put it between
@@ -433,8 +435,6 @@ def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllo
         raise TypeError(
             f"{type(transport).__name__} does not say which protocol it serves; give it an EndpointProtocol instead"
         )
-    if not getattr(transport, "connected", True) or getattr(transport, "disconnecting", False):
-        raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
     receiver = _Receiver()
     receiver.transport = cast("ITransport", transport)
     try:
