@@ -9,12 +9,9 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import cast
 
-from eventengine.bridges.asyncio_borrowed import EndpointProtocol, endpoint_from_transport
+from eventengine.bridges.asyncio_borrowed import BorrowsTransports, EndpointProtocol
 from eventengine.core.host import READ, WRITE, Host
-from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.core.threaded import LoopThread
-from eventengine.engine import Endpoint
-from eventengine.memory import MemoryAllocator
 from eventengine.resolvers import ResolverName, choose
 from eventengine.status import ClosedResourceError
 
@@ -96,7 +93,7 @@ class AsyncioHost(Host):
         return self._loop.is_closed()
 
 
-class AsyncioEventEngine(HostedEventEngine):
+class AsyncioEventEngine(BorrowsTransports):
     """An engine on an asyncio loop, uvloop's included, which may run already or later.
 
     Callbacks run on the loop's thread: one that blocks stops the loop and all I/O (`callbacks_block_polling` is
@@ -159,26 +156,6 @@ class AsyncioEventEngine(HostedEventEngine):
         except BaseException:
             loop.close()
             raise
-
-    def endpoint_from_transport(
-        self, transport: asyncio.BaseTransport, memory_allocator: MemoryAllocator
-    ) -> Endpoint:
-        """A connection that the loop made or accepted, as an endpoint. The transport is then the endpoint's.
-
-        The protocol that it served hears nothing more of it, and what that has received (a StreamReader, say) is not
-        read again. A read resumes the transport, which else is paused. A write is done when the transport's buffer is
-        empty; over TLS, up to 64 KiB may still be on their way.
-
-        Args:
-            transport: An `asyncio.Transport` of this engine's loop: TCP, UNIX or TLS, as `loop.create_connection`
-                gives it. Not that of a StreamWriter, which closes it when it is collected.
-            memory_allocator: What the endpoint draws its memory from.
-
-        Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed;
-        ClosedResourceError after close; RuntimeError on another thread than the loop's, where alone this may be called.
-        """
-        check_allocator(memory_allocator)
-        return endpoint_from_transport(self._loop, transport, memory_allocator)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

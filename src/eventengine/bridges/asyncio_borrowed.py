@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Final, cast
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.borrowed import PushTransport, borrow, check_is_here
+from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.engine import Endpoint
 from eventengine.memory import MemoryAllocator
 from eventengine.status import Status, StatusError
 
 if TYPE_CHECKING:
-    from eventengine.core.hosted import HostedEventEngine
     from eventengine.core.loop import Loop
 
-__all__ = ["EndpointProtocol", "endpoint_from_transport"]
+__all__ = ["BorrowsTransports", "EndpointProtocol"]
 
 _NEEDED: Final = ("pause_reading", "resume_reading", "set_protocol", "set_write_buffer_limits", "write")
 
@@ -116,17 +116,40 @@ def _number_of(error: Exception | None) -> int:
     return errno.EPIPE if error is None else errno.ECONNRESET
 
 
-def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllocator) -> Endpoint:
-    """See `AsyncioEventEngine.endpoint_from_transport`."""
-    check_is_here(loop, "endpoint_from_transport")
-    if not all(hasattr(transport, name) for name in _NEEDED):  # uvloop's transports are of no class of asyncio's
-        raise TypeError(
-            f"transport must be an asyncio.Transport, to read from and write to, not {type(transport).__name__}"
-        )
-    transport = cast("asyncio.Transport", transport)
-    if transport.is_closing():
-        raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
-    return _borrow(loop, transport, allocator)
+class BorrowsTransports(HostedEventEngine):
+    """An engine that makes endpoints of asyncio's transports."""
+
+    __slots__ = ()
+
+    def endpoint_from_transport(
+        self, transport: asyncio.BaseTransport, memory_allocator: MemoryAllocator
+    ) -> Endpoint:
+        """A connection that the loop made or accepted, as an endpoint. The transport is then the endpoint's.
+
+        The protocol that it served hears nothing more of it, and what that has received (a StreamReader, say) is not
+        read again. A read resumes the transport, which else is paused. A write is done when the transport's buffer is
+        empty; over TLS, up to 64 KiB may still be on their way.
+
+        Args:
+            transport: An `asyncio.Transport` of this engine's loop: TCP, UNIX or TLS, as `loop.create_connection`
+                gives it. Not that of a StreamWriter, which closes it when it is collected.
+            memory_allocator: What the endpoint draws its memory from.
+
+        Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed;
+        ClosedResourceError after close; RuntimeError on another thread than the loop's, where alone this may be called.
+        """
+        check_allocator(memory_allocator)
+        check_is_here(self._loop, "endpoint_from_transport")
+        if not all(
+            hasattr(transport, name) for name in _NEEDED
+        ):  # uvloop's transports are of no class of asyncio's
+            raise TypeError(
+                f"transport must be an asyncio.Transport, to read from and write to, not {type(transport).__name__}"
+            )
+        transport = cast("asyncio.Transport", transport)
+        if transport.is_closing():
+            raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
+        return _borrow(self._loop, transport, memory_allocator)
 
 
 class EndpointProtocol(asyncio.Protocol):
