@@ -117,4 +117,4 @@ class TestInterruptsOnAsyncio(InterruptCases):
 
 
 class TestAsyncioSource(SourceCases):
-    files = ("bridges/asyncio.py",)
+    files = ("bridges/asyncio.py", "bridges/asyncio_borrowed.py")

@@ -127,4 +127,4 @@ class TestInterruptsOnIOLoop(InterruptCases):
 
 
 class TestTornadoSource(SourceCases):
-    files = ("bridges/tornado/host.py", "bridges/tornado/__init__.py")
+    files = ("bridges/tornado/host.py", "bridges/tornado/__init__.py", "bridges/tornado/borrowed.py")

@@ -233,7 +233,12 @@ def test_twisted_s_older_log_shows_what_raised() -> None:
 
 
 class TestTwistedSource(SourceCases):
-    files = ("bridges/twisted/host.py", "bridges/twisted/engine.py", "bridges/twisted/__init__.py")
+    files = (
+        "bridges/twisted/host.py",
+        "bridges/twisted/engine.py",
+        "bridges/twisted/__init__.py",
+        "bridges/twisted/borrowed.py",
+    )
 
 
 TRIAL = """

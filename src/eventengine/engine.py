@@ -87,7 +87,10 @@ class WriteEventSink(Protocol):
     def requested_events(self) -> frozenset[WriteEvent]: ...
 
     def on_event(self, event: WriteEvent, time: float, metrics: Mapping[str, float]) -> None:
-        """`time` is the host's clock; `metrics` are those of `TelemetryInfo.metrics` that are known."""
+        """Called where callbacks are, never before `Endpoint.write` has returned, and before that write's callback.
+        What it raises is logged.
+
+        `time` is the host's clock; `metrics` are those of `TelemetryInfo.metrics` that are known."""
         ...
 
 
@@ -99,7 +102,13 @@ class TelemetryInfo(ABC):
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """The names of the metrics that `WriteEventSink.on_event` may get."""
+        """The names of the metrics that `WriteEventSink.on_event` may get; those that the sockets of this package have
+        stand in the documentation, docs/concepts.md."""
+
+    @property
+    @abstractmethod
+    def events(self) -> frozenset[WriteEvent]:
+        """The events that a sink may be told of; of others that it requests it never hears."""
 
 
 class Endpoint(ABC):

@@ -173,6 +173,7 @@ class EndpointProtocol(asyncio.Protocol):
         memory_allocator: MemoryAllocator,
         on_connect: Callable[[Endpoint], object],
     ) -> None:
+        # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator
         self._on_connect = on_connect

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.host import READ, WRITE
 from eventengine.core.reading import CLOSED
+from eventengine.core.telemetry import SocketTelemetry, telemetry_of
 from eventengine.core.writing import WritingHalf
 from eventengine.engine import SupportsFileDescriptor
 from eventengine.memory_quota import MemoryQuota
@@ -69,8 +70,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
     def local_address(self) -> ResolvedAddress:
         return self._local
 
-    def telemetry_info(self) -> None:
-        return None
+    def telemetry_info(self) -> SocketTelemetry:
+        return telemetry_of(self._local.family)
 
     def fileno(self) -> int:
         if self._closed:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
 from eventengine.core.reading import CLOSED, LENT, OnDone, ReadingHalf, check_count
+from eventengine.core.telemetry import Telling
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
 from eventengine.slices import SliceBuffer, recycle_last
@@ -57,6 +58,8 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         max_frame_size: int = 1 << 20,
         sink: WriteEventSink | None = None,
     ) -> bool:
+        if sink is not None:
+            return self._write_and_tell(on_writable, data, max_frame_size, sink)
         if not callable(on_writable):
             raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
         if type(data) is not SliceBuffer:
@@ -117,6 +120,20 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         loop.poller.arm(self._fd, WRITE, self)
         return False
 
+    def _write_and_tell(
+        self, on_writable: OnDone, data: SliceBuffer, max_frame_size: int, sink: WriteEventSink
+    ) -> bool:
+        if not callable(on_writable):
+            raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
+        if not callable(getattr(sink, "on_event", None)):
+            raise TypeError(f"sink must be a WriteEventSink, with on_event, not {type(sink).__name__}")
+        is_empty = type(data) is SliceBuffer and not data
+        telling = Telling(self, on_writable, sink)
+        done = self.write(telling, data, max_frame_size=max_frame_size)
+        if done and not is_empty:
+            telling.tell_later()
+        return done
+
     def close_write(self) -> None:
         if self._closed:
             raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
@@ -146,6 +163,8 @@ class WritingHalf(ReadingHalf, HalfCloseable):
     def _finish_write(self, status: Status) -> None:
         on_writable = self._on_writable
         assert on_writable is not None
+        if isinstance(on_writable, Telling):
+            on_writable.take_snapshot()
         self._on_writable = None
         self._is_done = False
         self._write_idle = None

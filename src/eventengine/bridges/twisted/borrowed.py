@@ -240,6 +240,7 @@ class EndpointProtocol(_Receiver):
         memory_allocator: MemoryAllocator,
         on_connect: Callable[[StatusOr[Endpoint]], object],
     ) -> None:
+        # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator
         self._on_connect: Callable[[StatusOr[Endpoint]], object] | None = on_connect
@@ -384,6 +385,7 @@ class EndpointProcessProtocol(ProcessProtocol):
     def __init__(
         self, engine: TwistedEventEngine, memory_allocator: MemoryAllocator, on_start: Callable[[Endpoint], object]
     ) -> None:
+        # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator
         self._on_start = on_start

@@ -44,6 +44,7 @@ _MODULES = (
     "exchange",
     "extensions",
     "reading",
+    "telemetry",
     "waiting",
     "writing",
 )
@@ -72,5 +73,6 @@ from eventengine.testing.conformance.reading import *
 from eventengine.testing.conformance.robustness import *
 from eventengine.testing.conformance.soaking import *
 from eventengine.testing.conformance.tasks import *
+from eventengine.testing.conformance.telemetry import *
 from eventengine.testing.conformance.waiting import *
 from eventengine.testing.conformance.writing import *
