@@ -44,7 +44,7 @@ from eventengine.engine import (
     TaskHandle,
 )
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
-from eventengine.status import ClosedResourceError, ForkedProcessError, Status
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusError
 
 __all__ = ["HostedEventEngine", "check_allocator"]
 
