@@ -23,7 +23,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from eventengine import ResourceQuota, admission
+from eventengine import ResourceQuota, admission, unsent
 from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
 from tornado_certificate import contexts
 
@@ -84,6 +84,19 @@ class Slow(Counting):
         await self.gate.wait()
 
 
+@stream_request_body
+class Early(RequestHandler):
+    """Answers before its body has come."""
+
+    async def prepare(self) -> None:
+        self.set_header("Content-Length", "1000")
+        self.write("x" * 900)
+        await self.flush()
+
+    def data_received(self, chunk: bytes) -> None:
+        pass
+
+
 @asynccontextmanager
 async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any) -> AsyncIterator[int]:
     """Gives the port of a site; in the end all its connections are closed, and nothing is charged any more."""
@@ -91,6 +104,7 @@ async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **opt
         [
             ("/", Digest, {"gate": gate}),
             ("/counting", Counting),
+            ("/early", Early),
             ("/slow", Slow, {"gate": gate}),
             ("/body", Body),
             ("/cycle", Cycle),
@@ -163,6 +177,7 @@ def digest(body: bytes) -> str:
 def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests here count the bytes of bodies and answers; tests/test_tornado_idle.py has what connections cost."""
     monkeypatch.setattr(streams, "COST", 0)
+    monkeypatch.setattr(unsent, "COST", 0)
     monkeypatch.setattr(streams, "TLS_COST", 0)
 
 
@@ -218,11 +233,11 @@ def test_a_body_that_can_never_fit_is_answered_with_413() -> None:
     async def case() -> None:
         async with serving(ResourceQuota(memory="1MiB")) as port:
             async with Client.to(port) as client:
-                client.begin(b"", MIB + 1)
+                client.begin(b"", 960 * KIB + 1)
                 assert await client.answer() == (413, "")
                 assert await client.reader.read() == b""
             async with Client.to(port) as client:
-                assert await client.put(bytes(MIB)) == (200, digest(bytes(MIB)))
+                assert await client.put(bytes(960 * KIB)) == (200, digest(bytes(960 * KIB)))
 
     run(case)
 
@@ -260,9 +275,9 @@ def test_closing_the_connections_ends_those_that_wait() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
         async with closing_early(quota) as (port, close), Client.to(port) as holder, Client.to(port) as waiting:
-            holder.begin(b"", MIB)
-            await until(lambda: quota.memory.used == MIB)
-            waiting.begin(b"", MIB)
+            holder.begin(b"", 900 * KIB)
+            await until(lambda: quota.memory.used == 900 * KIB)
+            waiting.begin(b"", 900 * KIB)
             await until(lambda: quota.memory.somebody_waits)
             await close()
             assert await waiting.reader.read() == b""
@@ -354,7 +369,7 @@ def test_a_packed_body_that_becomes_larger_than_the_quota_is_refused_and_gives_a
                     assert await client.answer() == (413, "")
                 await until(lambda: quota.memory.used == 0)
             async with Client.to(port) as client:
-                assert await client.put(bytes(MIB)) == (200, digest(bytes(MIB)))
+                assert await client.put(bytes(900 * KIB)) == (200, digest(bytes(900 * KIB)))
 
     run(case)
 
@@ -533,7 +548,7 @@ def test_what_waits_reads_no_further_than_its_headers_came_with() -> None:
 
 def test_a_body_that_is_taken_in_pieces_may_be_larger_than_the_quota() -> None:
     async def case() -> None:
-        quota = ResourceQuota(memory="64KiB")
+        quota = ResourceQuota(memory="128KiB")
         async with serving(quota) as port, Client.to(port) as client:
             assert await client.put(bytes(2 * MIB), "/counting") == (200, str(2 * MIB))
         assert quota.memory.peak == 64 * KIB
@@ -654,6 +669,62 @@ def test_of_bodies_taken_in_pieces_who_stalls_gives_way_and_whose_handler_is_slo
             gate.set()
             held.writer.write(bytes(MIB - 100 * KIB))
             assert await held.answer() == (200, str(MIB))
+
+    run(case)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_refusal_does_not_go_into_an_answer_that_has_begun() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="160KiB")
+        async with serving(quota) as port, Client.to(port) as early, Client.to(port) as late:
+            early.begin(bytes(100), MIB, path="/early")
+            assert (await early.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            late.begin(bytes(100 * KIB), 100 * KIB)
+            assert (await late.answer())[0] == 200
+            with pytest.raises(asyncio.IncompleteReadError) as ended:
+                await early.reader.readexactly(1000)
+            assert ended.value.partial == b"x" * 900
+
+    run(case)
+
+
+@pytest.mark.parametrize("count", [256, 257])
+def test_a_request_with_very_many_headers_is_refused_and_a_large_head_is_charged(count: int) -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            client.begin(b"", 0, more="".join(f"h{number}: \r\n" for number in range(count - 2)))
+            if count > 256:
+                assert await client.answer() == (431, "")
+            else:
+                await until(lambda: quota.memory.used > count * 300)
+                gate.set()
+                assert (await client.answer())[0] == 200
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_a_head_that_does_not_end_is_charged_as_it_comes() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota) as port, Client.to(port) as client:
+            client.writer.write(b"GET / HTTP/1.1\r\nx: " + bytes(40 * KIB))
+            await until(lambda: quota.memory.used >= 40 * KIB)
+        await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+def test_who_trickles_into_nearly_the_whole_quota_keeps_nobody_out() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota) as port, Client.to(port) as trickling, Client.to(port) as client:
+            trickling.begin(b"x", 960 * KIB)
+            await until(lambda: quota.memory.used == 960 * KIB)
+            client.get("/")
+            assert await client.answer() == (200, "here")
 
     run(case)
 

@@ -17,7 +17,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
-from eventengine import ResourceQuota, admission
+from eventengine import ResourceQuota, admission, unsent
 from eventengine.bridges.tornado import QuotaHTTPServer, streams
 from eventengine.bridges.tornado.websockets import Message
 from tornado_certificate import contexts
@@ -41,6 +41,7 @@ class Here(RequestHandler):
 def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests here count the bytes of messages."""
     monkeypatch.setattr(streams, "COST", 0)
+    monkeypatch.setattr(unsent, "COST", 0)
     monkeypatch.setattr(streams, "TLS_COST", 0)
 
 
@@ -228,6 +229,38 @@ def test_a_handler_that_is_no_websocket_answers_and_the_connection_goes_on() -> 
             writer.close()
 
     run(case)
+
+
+def test_a_body_beside_a_handshake_is_no_message() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="4MiB")
+        async with serving(quota) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(2):
+                head = HANDSHAKE.removesuffix(b"\r\n") + b"Content-Length: 60002\r\n\r\n"
+                writer.write(b"GET /here HTTP/1.1\r\nHost: 127.0.0.1\r\n" + head + b"\2\xfe" + bytes(60_000))
+                await reader.readuntil(b"\r\n\r\nhere")
+            writer.write(b"GET /here HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\nhere")
+            await until(lambda: quota.memory.used == 0)
+            writer.close()
+
+    run(case)
+
+
+def test_a_handshake_over_tls_leaves_nothing_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    for_server, for_client = contexts()
+
+    async def case() -> None:
+        async with (
+            serving(ResourceQuota(memory="4MiB"), for_server) as port,
+            Client.to(port, for_client) as socket,
+        ):
+            socket.writer.write(frame(FINAL | BINARY, b"hello"))
+            assert await socket.answer() == digest(b"hello")
+
+    run(case)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_what_a_reader_keeps_is_told_by_what_it_was_given() -> None:

@@ -405,7 +405,7 @@ def test_what_is_left_is_charged_whole_until_it_was_sent(make_home: MakeHome, fa
     client, protocol = home.pair(family, is_tight=True)
     before = home.memory.used
     home.call(lambda: protocol.write(BODY))
-    assert home.memory.used == before + len(BODY)
+    assert before + len(BODY) <= home.memory.used <= before + len(BODY) + 64
     assert digest(receive(client, len(BODY))) == digest(BODY)
     until(lambda: home.memory.used == before)
 
@@ -422,10 +422,11 @@ def test_no_less_is_charged_than_the_peer_has_not_got(make_home: MakeHome) -> No
     home.call(write)
     home.loop.pass_turns(2)
     unsent = len(BODY) - count_readable(client)  # a unix socket holds nothing in between
-    assert 0 < unsent <= home.memory.used - before <= len(BODY)
+    most = len(BODY) + 64 * (len(BODY) // size + 1)  # a piece takes something, too
+    assert 0 < unsent <= home.memory.used - before <= most
     for _ in range(20):
         receive(client, 200 * KIB)
-        assert home.memory.used - before <= len(BODY)
+        assert home.memory.used - before <= most
     rest = len(BODY) - 20 * 200 * KIB
     assert digest(receive(client, rest)) == digest(BODY[-rest:])
     until(lambda: home.memory.used == before)
@@ -615,7 +616,7 @@ def test_a_producer_that_is_pulled_is_never_resumed_within_its_write(make_home: 
     assert digest(receive_all(client)) == digest(BODY)
     assert producer.deepest == 1
     assert producer.pauses == 0
-    assert home.memory.peak <= before + producer.size
+    assert home.memory.peak <= before + producer.size + 64
 
 
 def test_a_stream_whose_peer_is_gone_is_stopped(make_home: MakeHome) -> None:
@@ -1654,7 +1655,7 @@ def test_endpoints_are_written_as_strings(make_other_home: MakeHome) -> None:
     home.call(lambda: one.transport.pauseProducing())
     before = server.quota.memory.used
     home.call(lambda: other.write(BODY))
-    assert server.quota.memory.used == before + len(BODY)
+    assert before + len(BODY) <= server.quota.memory.used <= before + len(BODY) + 64
     home.call(lambda: one.transport.resumeProducing())
     until(lambda: len(one.received) == len(BODY))
     assert digest(one.received) == digest(BODY)

@@ -10,31 +10,35 @@ Rules:
 
 1. Everything here is the loop's thread's, but for `_on_room`, which any thread may call.
 2. The smallest goes first, for it waits for the least; but those whose length is known go before those who ask as they
-   grow, of whom nobody knows when they are done. That the large do not wait for ever, the oldest goes before all
-   others when it has waited for PATIENCE seconds, for as many seconds, and again after as many more: it holds the
-   others back by turns, for those who hold what it wants may be slow. A sixteenth of the quota is left for what is
-   small, such as new connections, but by one that is larger than the rest.
+   grow, of whom nobody knows when they are done: while one of the former waits, these get what is free beyond a quarter
+   of the quota. That the large do not wait for ever, the oldest goes before all others when it has waited for PATIENCE
+   seconds, for as many seconds, and again after as many more: it holds the others back by turns, for those who hold
+   what it wants may be slow. A sixteenth of the quota is left for what is small, such as new connections.
 3. Who holds room for what is still to move, either way, and has moved nothing for STALLED seconds while somebody waits
-   is cut. Who keeps moving, however slowly, is not. Whether somebody waits is the quota's to know: it may be on another
-   loop. Time in which the loop did not turn counts for nobody. Those who ask as they grow may come to wait for one
-   another, or for who is slow: then the one of them that holds most is cut, if others move after twice as long; and as
-   many as it takes to let in those whose length is known.
+   is cut. Who keeps moving, however slowly, is not; what is unsent has the chance to move first, for the system says
+   that a socket can be written only when a third of its buffer is free. Whether somebody waits is the quota's to know:
+   it may be on another loop. Time in which the loop did not turn counts for nobody. Those who ask as they grow may come
+   to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move after twice
+   as long; and as many as it takes to let in those whose length is known.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
    letting the loop turn: first idle ones (see `idle`), then, of those with something unsent, who holds most and has
    moved least (bytes times the seconds since it moved), and so on until it fits. Each of these is first given the
    chance to send: its peer may read, and only the loop have had no turn to notice. The same is done when a look finds
-   that the quota was made smaller, or that another loop has taken too much.
+   that the quota was made smaller. Where another loop has more unsent, that one is asked to cut, by a letter; but who
+   has half of the quota cuts its own, for the other may have stopped.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import threading
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
+from weakref import WeakSet
 
 from eventengine.status import ClosedResourceError
 from eventengine.unsent import Unsent
@@ -50,6 +54,8 @@ _LOOKS: Final = 0.25
 """Seconds between two looks for stalled ones."""
 
 _numbers = itertools.count()
+_all: WeakSet[Admission] = WeakSet()
+_all_lock: Final = threading.Lock()
 
 
 class Timer(Protocol):
@@ -180,12 +186,19 @@ class Upload:
 
 
 class Admission:
-    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`."""
+    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`.
+
+    Attributes:
+        unsent: The bytes of all that is unsent.
+    """
 
     __slots__ = (
+        "__weakref__",
         "_close_idle",
         "_contended_since",
-        "_line",
+        "_is_cutting",
+        "_is_to_shed",
+        "_lines",
         "_looked_at",
         "_loop",
         "_posted",
@@ -193,6 +206,7 @@ class Admission:
         "_waiting",
         "memory",
         "moving",
+        "unsent",
     )
 
     def __init__(
@@ -202,27 +216,36 @@ class Admission:
         self._close_idle = close_idle
         self.moving: set[Upload | Unsent] = set()
         self._loop = loop
-        self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry in `_line`
-        self._line: list[tuple[bool, int, int, Upload]] = []  # a heap, with entries of some who wait no more
+        self._waiting: dict[Upload, int] = {}  # oldest first, with the number of its entry
+        # Two heaps, of those whose length is known and of those that grow, with entries of some who wait no more.
+        self._lines: tuple[list[tuple[int, int, Upload]], ...] = ([], [])
         self._contended_since: float | None = None
         self._looked_at = 0.0
         self._posted = False
         self._tick: Timer | None = None
+        self._is_cutting = self._is_to_shed = False
+        self.unsent = 0
+        with _all_lock:
+            _all.add(self)
 
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
         number = self._waiting[upload] = next(_numbers)
-        heapq.heappush(self._line, (upload.grows, upload.wanted, number, upload))
+        heapq.heappush(self._lines[upload.grows], (upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
         self._let_in_who_fit()
         self._start_looking()
         return not upload.wanted
 
-    def try_take(self, upload: Upload, size: int) -> bool:
-        """Rule 2's last sentence."""
-        whole = self.memory.size or 0
-        rest = whole - whole // 16
-        return self.memory.try_take(size, whole - rest if upload.held + size <= rest else 0)
+    @property
+    def most(self) -> int | None:
+        """The bytes that an upload may have at most; None: there is no limit."""
+        size = self.memory.size
+        return None if size is None else size - size // 16
+
+    def try_take(self, size: int, share: int = 16) -> bool:
+        """Takes room, if one in `share` of the quota is left."""
+        return self.memory.try_take(size, (self.memory.size or 0) // share)
 
     def watch(self, each: Upload | Unsent) -> None:
         """It may stall from now on."""
@@ -238,6 +261,8 @@ class Admission:
 
     def shed(self) -> None:
         """Rule 5."""
+        if self.memory.is_over and self._another_sheds():
+            return
         tried: set[Unsent] = set()
         while self.memory.is_over:
             if self._close_idle():
@@ -260,11 +285,36 @@ class Admission:
                     worst.cut()
                     self.forget(worst)
 
+    def _another_sheds(self) -> bool:
+        size = self.memory.size
+        if size is None or self.unsent > size // 2:
+            return False
+        with _all_lock:
+            others = [each for each in _all if each.memory is self.memory and each.unsent > self.unsent]
+        for other in sorted(others, key=lambda each: each.unsent, reverse=True):
+            try:
+                other._shed_soon()
+            except RuntimeError:  # that loop was closed
+                continue
+            return True
+        return False
+
+    def _shed_soon(self) -> None:
+        """Any thread."""
+        if not self._is_to_shed:
+            self._is_to_shed = True
+            self._loop.call_soon_threadsafe(self._shed_as_asked)
+
+    def _shed_as_asked(self) -> None:
+        self._is_to_shed = False
+        self.shed()
+
     def leave(self, upload: Upload) -> None:
         """It waits no longer, and receives nothing more."""
         if upload in self._waiting:
             self._remove(upload)
-            self._let_in_who_fit()
+            if not self._is_cutting:
+                self._let_in_who_fit()
         self.forget(upload)
 
     def _on_room(self) -> None:
@@ -282,28 +332,36 @@ class Admission:
 
     def _let_in_who_fit(self) -> None:
         while self._waiting:
-            first = self._first()
-            if not self.try_take(first, first.wanted):
+            first = self._take_for_first()
+            if first is None:
                 return
             self._remove(first)
             self.moving.add(first)
             first.admit()
         self.memory.remove_bulk_waiter(self._on_room)
 
-    def _first(self) -> Upload:
-        """Rule 2."""
+    def _take_for_first(self) -> Upload | None:
+        """Rule 2: takes the room of whose turn it is, if there is as much."""
         oldest = next(iter(self._waiting))
         if (monotonic() - oldest.since) // PATIENCE % 2:
-            return oldest
-        return self._line[0][3]
+            return oldest if self.try_take(oldest.wanted) else None
+        known, growing = self._lines
+        if known and self.try_take(known[0][0]):
+            return known[0][2]
+        if growing and self.try_take(growing[0][0], 4 if known else 16):
+            return growing[0][2]
+        return None
 
     def _remove(self, upload: Upload) -> None:
         del self._waiting[upload]
-        if len(self._line) > 2 * len(self._waiting) + 64:
-            self._line = [(each.grows, each.wanted, number, each) for each, number in self._waiting.items()]
-            heapq.heapify(self._line)
-        while self._line and self._waiting.get(self._line[0][3]) != self._line[0][2]:
-            heapq.heappop(self._line)
+        line = self._lines[upload.grows]
+        if len(line) > 2 * len(self._waiting) + 64:
+            line[:] = [
+                (each.wanted, number, each) for each, number in self._waiting.items() if each.grows == upload.grows
+            ]
+            heapq.heapify(line)
+        while line and self._waiting.get(line[0][2]) != line[0][1]:
+            heapq.heappop(line)
 
     def _start_looking(self) -> None:
         if self._tick is None and (self.moving or self._waiting):
@@ -320,10 +378,11 @@ class Admission:
         self._tick = None
         self._start_looking()
         self.shed()
-        size = self.memory.size
-        if size is not None:
-            for upload in [each for each in self._waiting if each.held + each.wanted > size]:
-                upload.cut()  # the quota was made smaller
+        most = self.most
+        if most is not None:  # the quota may have been made smaller
+            uploads = (each for each in {*self._waiting, *self.moving} if isinstance(each, Upload))
+            for upload in [each for each in uploads if each.held + each.wanted > most]:
+                upload.cut()
         if self._waiting:
             self._let_in_who_fit()  # it may be another's turn
         if not self.memory.somebody_waits:
@@ -335,6 +394,10 @@ class Admission:
         if self._contended_since > late:
             return
         stalled = [each for each in self.moving if not each.wanted and each.moved_at <= late]
+        for each in stalled:
+            if isinstance(each, Unsent):
+                each.send()
+        stalled = [each for each in stalled if each.moved_at <= late and each in self.moving]
         if not stalled:
             # Those that have a part and wait for more: one of them makes room.
             patience = STALLED if all(each.wanted for each in self.moving) else 2 * STALLED
@@ -346,5 +409,10 @@ class Admission:
                 short -= stalled[-1].held
             if stalled:
                 self._contended_since = now
-        for each in stalled:
-            each.cut()
+        self._is_cutting = True  # what is given back by each goes to whom all were cut for
+        try:
+            for each in stalled:
+                each.cut()
+        finally:
+            self._is_cutting = False
+        self._let_in_who_fit()

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from eventengine.memory_quota import MemoryQuota
 
 __all__ = ["Pieces", "Unsent", "Watcher"]
 
+COST: Final = 512
+"""Bytes that a piece takes besides: a future, and its place in a line or two."""
+
 
 class Watcher(Protocol):
     """What is needed of an `Admission`."""
+
+    unsent: int
 
     @property
     def memory(self) -> MemoryQuota: ...
@@ -66,6 +71,7 @@ class Unsent:
         watcher = self._watcher
         more = amount - self.held
         self.held = amount
+        watcher.unsent += more
         if more > 0:
             if amount == more:
                 self.moved_at = monotonic()
@@ -92,8 +98,8 @@ class Unsent:
 class Pieces(Unsent):
     """Counts writes one by one.
 
-    A piece is charged whole until its last byte was sent, for as long its stream holds it whole. What the first attempt
-    sends is not charged at all.
+    A piece is charged whole until its last byte was sent, for as long its stream holds it whole, and COST bytes more
+    for the objects around it. What the first attempt sends is not charged at all.
     """
 
     __slots__ = ("_left", "_pieces", "_sent")
@@ -132,7 +138,7 @@ class Pieces(Unsent):
 
     def settle(self) -> None:
         """Charges what is left."""
-        self.hold(self._left)
+        self.hold(self._left + COST * len(self._pieces))
 
     def end(self) -> None:
         self._pieces.clear()

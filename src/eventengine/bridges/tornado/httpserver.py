@@ -56,7 +56,11 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 """Whom a server trusts that was told nothing. Tornado makes an empty set for each connection, of 216 bytes, which is as
 much as is added here to one that is idle."""
 
-_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large"}
+_MOST_HEADERS: Final = 256
+_HEADER: Final = 320
+"""Bytes that a header takes beside its text."""
+
+_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 431: "Request Header Fields Too Large"}
 
 
 class QuotaHTTPServer(LimitedServer, HTTPServer):
@@ -107,6 +111,7 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         self._end_upload(server_conn)
         stream = cast("HTTP1Connection", request_conn).stream
         if isinstance(stream, Counted):
+            stream.begin_head()
             stream.bound.waits_for_request(server_conn, stream)
         context: Any = cast("HTTP1Connection", request_conn).context
         if not getattr(context, "trusted_downstream", True):
@@ -168,9 +173,14 @@ class _Admitted(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         stream = self._connection.stream
         if isinstance(stream, Counted):
-            stream.is_used = True
+            stream.is_used = stream.is_in_body = True
+            if len(headers) > _MOST_HEADERS:
+                self._delegate = HTTPMessageDelegate()  # that of the application hears nothing of it
+                self._refuse(431)
+                return None
+            stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
             stream.bound.has_request(self._server_conn)
-            if headers.get("Upgrade", "").lower() == "websocket":
+            if "Sec-WebSocket-Key" in headers and not (_content_length(headers) or "Transfer-Encoding" in headers):
                 self._upgrade(stream)
         streams = self._delegate.headers_received(start_line, headers)
         self._streams = streams is not None
@@ -185,7 +195,7 @@ class _Admitted(HTTPMessageDelegate):
             return None  # Tornado refuses it
         if headers.get("Content-Type", "").startswith(_FORMS):
             self._copies = 2
-        size = self._server.quota.memory.size
+        size = self._server.admission().most
         if size is not None and length * self._copies > size:
             self._refuse(413)
             return None
@@ -209,7 +219,7 @@ class _Admitted(HTTPMessageDelegate):
         upload.moved()
         if len(chunk) > self._left:  # chunked, or decompressed
             more = len(chunk) - self._left
-            size = self._server.quota.memory.size
+            size = self._server.admission().most
             if size is not None and upload.held + more * self._copies + _PIECE > size:
                 self._refuse(413)
                 return None
@@ -227,8 +237,6 @@ class _Admitted(HTTPMessageDelegate):
                 self._upload.end()
             else:
                 self._upload.complete()
-            if self._connection.stream is not None:
-                cast("Counted", self._connection.stream).is_in_body = False
         delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
         if self._is_cut_short:
             delegate.on_connection_close()
@@ -254,7 +262,7 @@ class _Admitted(HTTPMessageDelegate):
             return
         server = self._server
         upload = self._upload = server.begin_upload(self._server_conn, self._on_stalled)
-        size = min(length or server.body_chunk_size, server.body_chunk_size, server.quota.memory.size or 1 << 62)
+        size = min(length or server.body_chunk_size, server.body_chunk_size, server.admission().most or 1 << 62)
         waits = self._ask(upload, size)
         if waits is not None:
             await waits
@@ -311,15 +319,20 @@ class _Admitted(HTTPMessageDelegate):
             self._waiter.set_result(None)
 
     def _on_stalled(self) -> None:
-        gen_log.info("an upload from %s was cut to make room for others", self._connection.context)
         self._refuse(408)
         self._go_on()
 
     def _refuse(self, code: int) -> None:
         """Answers, and closes when that is written; the body is read no further."""
+        if self._is_refused:
+            return
         self._is_refused = True
+        gen_log.info("a request from %s was refused with %d", self._connection.context, code)
+        stream = cast("Counted | None", self._connection.stream)
+        if stream is not None and stream.is_answered:  # no other answer can go into that
+            stream.close()
+            return
         headers = HTTPHeaders({"Content-Length": "0", "Connection": "close"})
-        stream = self._connection.stream
         self._connection.write_headers(ResponseStartLine("HTTP/1.1", code, _REASONS[code]), headers)
         self._connection.finish()
         if stream is not None and not stream.closed():  # the client does not read

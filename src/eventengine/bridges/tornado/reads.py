@@ -191,7 +191,9 @@ class Bounded(Counted):
         self._buffer = _Buffer(bound.admission, on_stalled)
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        self.message = None  # what reads so is no websocket
+        if self.message is not None:  # who reads so is no websocket
+            self._size = max(0, self._size - self.message.size)
+            self.message = None
         read = super().read_until_regex
         return self._read(lambda: read(regex, max_bytes))
 
@@ -252,8 +254,8 @@ class Bounded(Counted):
             return most
         if self.waits:
             return 0
-        memory = self.bound.quota.memory
-        quota = memory.size
+        memory = self.bound.memory
+        quota = self.bound.admission.most
         if quota is None:
             return most
         if self._wants > max(SMALL, buffer.held) and not self._take(self._wants - buffer.held, quota):  # rule 3
@@ -279,7 +281,7 @@ class Bounded(Counted):
             error = StreamBufferFullError(f"a read takes more than {self.bound.quota!r} has")
             self.close(exc_info=error)
             raise error
-        if not self.bound.memory.somebody_waits and self.bound.admission.try_take(buffer, amount):
+        if not self.bound.memory.somebody_waits and self.bound.admission.try_take(amount):
             buffer.held += amount
             return True
         if not (self._watch.reads or self._has_more()):
@@ -287,7 +289,10 @@ class Bounded(Counted):
         return self._ask(amount)
 
     def _ask(self, amount: int) -> bool:
-        grows = not self._wants or (self.message is not None and not self.message.is_last)
+        if self.message is None:
+            grows = not self._wants and self._size > SMALL
+        else:
+            grows = self.message.size > 0 and not self.message.is_last
         if cast("_Buffer", self._buffer).ask(amount, self._on_admitted, grows=grows):
             return True
         self._watch.mask()
@@ -312,9 +317,7 @@ class Bounded(Counted):
         size = self._size
         if not self.waits:
             if size > buffer.held:
-                if not self.bound.memory.somebody_waits and self.bound.admission.try_take(
-                    buffer, size - buffer.held
-                ):
+                if not self.bound.memory.somebody_waits and self.bound.admission.try_take(size - buffer.held):
                     buffer.held = size
                 else:
                     self._ask(size - buffer.held)
@@ -414,10 +417,12 @@ def taken_over(stream: IOStream, bound: Bound, message: Message | None = None) -
     made = made_anew(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound)
     if made is None:
         return stream
+    made.send()  # with TLS, that its handshake is over already is noticed by a write
     if ahead.done():
         made.ahead = ahead.result()
     made.message = message
     if isinstance(stream, Counted):
         made.place, made.cost, made.is_used = stream.place, stream.cost, stream.is_used
         stream.place = stream.cost = None
+        stream.begin_head()  # it has none any more
     return made

@@ -57,15 +57,19 @@ class Counted(IOStream):
         cost: Bytes that it is charged itself, if it is a server's.
         is_used: Whether a request has come on it.
         is_in_body: Whether what it reads is charged as it comes.
+        is_answered: Whether something was written since its last request began, but that it may go on.
         ripe_at: When it may be closed as idle, if it still waits for a request then.
         bound: What it is charged to.
     """
 
     __slots__ = (
+        "_head",
+        "_head_size",
         "_is_ahead",
         "_unsent",
         "bound",
         "cost",
+        "is_answered",
         "is_in_body",
         "is_used",
         "on_closed",
@@ -80,7 +84,9 @@ class Counted(IOStream):
         self.on_closed: Callable[[], object] | None = None
         self.place: Place | None = None
         self.cost: int | None = None
-        self.is_used = self.is_in_body = False
+        self.is_used = self.is_in_body = self.is_answered = False
+        self._head_size = 0  # bytes of a request's head that have come
+        self._head = 0  # and what is charged for it
         self._is_ahead = False
         self._unsent: _Unsent | None = None  # there is one while there is something
         super().__init__(*arguments, **options)
@@ -88,6 +94,23 @@ class Counted(IOStream):
     def charge(self, bound: Bound) -> None:
         """Says to what, before anything is read or written."""
         self.bound = bound
+
+    def begin_head(self) -> None:
+        """The last request is over."""
+        self.is_in_body = self.is_answered = False
+        self._head_size = 0
+        self.hold_head(0)
+
+    def hold_head(self, amount: int) -> None:
+        """Charges what the head of a request takes, until the next begins; a small one is charged with any
+        connection."""
+        if amount <= READ_AHEAD:
+            amount = 0
+        more, self._head = amount - self._head, amount
+        if more > 0:
+            self.bound.memory.take(more, more)
+        elif more:
+            self.bound.memory.give(-more)
 
     def begin_body(self, chunk_size: int) -> None:
         """What comes now was let in; it is read `chunk_size` bytes at a time."""
@@ -100,7 +123,11 @@ class Counted(IOStream):
         # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
         if self.reading():
             self._is_ahead = False
-            return super().read_from_fd(buf)
+            n = super().read_from_fd(buf)
+            if n and not self.is_in_body:
+                self._head_size += n
+                self.hold_head(self._head_size)
+            return n
         if self._is_ahead:
             return None
         n = super().read_from_fd(buf)
@@ -108,10 +135,14 @@ class Counted(IOStream):
         return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:
+        size = memoryview(data).nbytes
+        if not size:
+            return super().write(data)
+        self.is_answered = self.is_answered or data[:12] != b"HTTP/1.1 100"
         unsent = self._unsent
         if unsent is None:
             unsent = self._unsent = _Unsent(self)
-        unsent.add(memoryview(data).nbytes)
+        unsent.add(size)
         try:
             future = super().write(data)
         except BaseException:
@@ -138,6 +169,7 @@ class Counted(IOStream):
         if self._unsent is not None:
             self._unsent.end()
             self._unsent = None
+        self.hold_head(0)
         cost, self.cost = self.cost, None
         if cost is not None:
             self.bound.connections.closed(cost)

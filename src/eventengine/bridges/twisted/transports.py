@@ -52,6 +52,9 @@ __all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer"]
 
 
 _LINGER: Final = 1.0
+_PIECE: Final = 56
+"""Bytes that a piece takes besides in the list of those that wait."""
+
 _TLS_READ: Final = 16384
 """Bytes, a record. What TLS is given at a time it keeps room for as long as the connection lasts."""
 
@@ -233,7 +236,7 @@ class Charged(_Base):
         return len(self.dataBuffer) - offset + self._tempDataLen
 
     def _settle(self) -> None:
-        held = len(self.dataBuffer) + self._tempDataLen
+        held = len(self.dataBuffer) + self._tempDataLen + len(self._tempDataBuffer) * _PIECE
         unsent = self._unsent
         if held:
             if unsent is None:
