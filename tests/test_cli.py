@@ -301,7 +301,7 @@ def test_a_name_is_asked_of_the_server_that_is_given(engine: str, tmp_path: Path
 def test_a_server_that_cannot_be_asked_is_told_with_what_it_takes() -> None:
     done = run(*PROXY, "--dns-server", "127.0.0.1", code="import sys; sys.modules['pycares'] = None")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("eventengine proxy: error: cannot ask the DNS server 127.0.0.1:53: ")
+    assert "cannot ask the DNS server 127.0.0.1:53: " in done.stderr
     assert 'pip install "eventengine[dns]"' in done.stderr
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventengine import ResolvedAddress, Status, StatusCode, create_event_engine
-from eventengine.core import resolver as resolver_module
+from eventengine.core import getaddrinfo
 from eventengine.names import split_host_port, to_port_number
 from eventengine.testing.application import Callback, Ledger
 
@@ -139,7 +139,7 @@ def test_no_literal_and_nothing_like_one_is_looked_up(monkeypatch: pytest.Monkey
     def never(name: str, host: str, port: str) -> Status:
         raise AssertionError(f"{name!r} was looked up")
 
-    monkeypatch.setattr(resolver_module, "_getaddrinfo", never)
+    monkeypatch.setattr(getaddrinfo, "_getaddrinfo", never)
     ledger = Ledger()
     with create_event_engine() as engine, closing(engine.get_dns_resolver()) as resolver:
         for name, default_port, host, port in READ:
