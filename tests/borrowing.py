@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -288,6 +289,13 @@ def twisted_on(module: str, name: str) -> Callable[[], Any]:
                     fd = sock.detach()
                     try:  # which takes a copy of it
                         reactor.adoptStreamConnection(fd, family, Factory.forProtocol(Plain))
+                    except OSError as error:  # its peer has gone; Twisted leaves the copy open
+                        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+                        for frame in frames:
+                            if "skt" in frame.f_locals:
+                                frame.f_locals["skt"].close()
+                        adopted(Status.from_errno(error.errno or 0, "adopting the connection"))
+                        return
                     finally:
                         os.close(fd)
                     try:
