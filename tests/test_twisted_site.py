@@ -318,6 +318,17 @@ def test_forms_work(serve: Serve, is_short: bool) -> None:
     served.memory.give(taken)
 
 
+@pytest.mark.parametrize(("memory", "status"), [("4MiB", 200), ("2MiB", 413)])
+def test_a_large_form_is_parsed_only_where_there_is_room(serve: Serve, memory: str, status: int) -> None:
+    served = serve(memory)
+    client = served.connect()
+    body = b"a=" + b"x" * 200_000
+    client.begin(body, len(body), method="POST", more="Content-Type: application/x-www-form-urlencoded\r\n")
+    assert client.answer() == (status, "x" * 200_000 + "!" if status == 200 else "")
+    if status == 200:
+        assert served.memory.peak > 12 * 200_000
+
+
 def test_requests_that_were_sent_ahead_are_charged_one_by_one(serve: Serve) -> None:
     served = serve("1MiB")
     client = served.connect()

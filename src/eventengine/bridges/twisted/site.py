@@ -3,7 +3,8 @@
 Twisted spools a body of 100,000 bytes and more, or of a length that is not known, to a temporary file, and holds
 smaller ones in memory: 1,500 clients that send 96 kB each and then stall cost 144 MiB. Here a small one goes to a file,
 too, while more than 0.8 of the quota are used, so no body waits, and the rest is left to what is written. Who has sent
-nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`).
+nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`). A form of more than
+100,000 bytes, which Twisted reads back to parse it, is refused with a 413 when there is no room for what that takes.
 
 `Request.gotLength` is where Twisted chooses, before the first byte of the body was received.
 """
@@ -36,7 +37,11 @@ _SPOOLED: Final = 100_000
 """Bytes from which on Twisted spools."""
 
 _log: Final = Logger()
-_REFUSAL: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_FORM: Final = 12
+"""As many times the memory of a form takes what Twisted makes of it."""
+
+_LATE: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_TOO_LARGE: Final = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class _QuotaRequest(Request):
@@ -59,6 +64,10 @@ class _QuotaRequest(Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._upload is not None:
+            size: int = cast("Any", self.content).tell()
+            if command == b"POST" and size > _SPOOLED and self._is_form and not self._upload.try_ask(size * _FORM):
+                self._refuse(_TOO_LARGE)
+                return
             self._upload.complete()
         super().requestReceived(command, path, version)
 
@@ -74,10 +83,19 @@ class _QuotaRequest(Request):
         if self._upload is not None:
             self._upload.end()
 
+    @property
+    def _is_form(self) -> bool:
+        """Whether Twisted will read it back into memory, to parse it."""
+        types: Any = self.requestHeaders.getRawHeaders(b"content-type", [b""])
+        return bool(types[0].lower().startswith((b"multipart/form-data", b"application/x-www-form-urlencoded")))
+
     def _cut(self) -> None:
+        self._refuse(_LATE)
+
+    def _refuse(self, answer: bytes) -> None:
         channel: Any = self.channel
         channel.site.cut.add()
-        channel.transport.write(_REFUSAL)
+        channel.transport.write(answer)
         channel.loseConnection()
         abort_later = getattr(channel.transport, "abort_later", None)
         if abort_later is not None:  # it is one of ours
@@ -100,7 +118,9 @@ class QuotaSite(Site):
 
     def __init__(self, resource: IResource, *, quota: ResourceQuota | str | int, **options: Any) -> None:
         self.quota = as_quota(quota, "twisted.web")
-        self.cut = Tally(lambda n: _log.warn("{quota!r} is full: {n} uploads were cut", quota=self.quota, n=n))
+        self.cut = Tally(
+            lambda n: _log.warn("{quota!r} is full: {n} uploads were cut or refused", quota=self.quota, n=n)
+        )
         super().__init__(resource, _QuotaRequest, **options)
         untyped: Any = self
         reactor = getattr(self, "reactor", None) or untyped._reactor  # older Twisted has it as a private name
