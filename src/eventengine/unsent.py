@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pieces", "Unsent", "Watcher"]
 
-COST: Final = 512
-"""Bytes that a piece takes besides: a future, and its place in a line or two."""
+COST: Final = 1536
+"""Bytes that a piece takes besides: futures, a task for each message of a websocket, and its place in a line or two."""
 
 
 class Watcher(Protocol):
