@@ -310,7 +310,7 @@ def test_ten_thousand_lookups_at_once(
         if number % 100 == 0:
             most = max(most, open_descriptors())
             assert threading.active_count() == threads
-    # Two for each that is under way, and as many that twisted.names has dropped and its reactor not closed yet: of those
+    # Two for each that is under way, and those that twisted.names has dropped and its reactor not closed yet: of these
     # there may be several turns' worth where the machine has more to do.
     assert most <= descriptors + 8 * 2 * AT_ONCE
 
