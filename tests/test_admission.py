@@ -196,6 +196,58 @@ def test_of_those_who_wait_for_more_as_many_are_cut_as_it_takes_to_let_in_who_kn
     assert "whole" in uploads.admitted
 
 
+def test_who_knows_its_length_and_has_a_part_is_not_cut_to_let_in_others_who_know_theirs(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("grows", 30 * KIB)
+    for name in ("one", "two", "three"):
+        uploads.begin(name, 10 * KIB)
+    uploads.ask("grows", 50 * KIB, grows=True)
+    for name in ("one", "two", "three"):
+        uploads.ask(name, 40 * KIB)
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["grows"]
+    assert uploads.admitted[-1] == "one"
+    for _ in range(40):
+        loop.go(STALLED / 8)
+        uploads.made["one"].moved()
+    assert uploads.cut == ["grows"], "somebody moves"
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["grows", "one"]
+    assert uploads.admitted[-1] == "two"
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["grows", "one", "two"]
+    assert uploads.admitted[-1] == "three"
+
+
+def test_who_knows_its_length_and_has_a_part_is_not_cut_before_who_grows_has_waited_long_enough(
+    loop: Loop,
+) -> None:
+    uploads = Uploads(loop)
+    uploads.begin("knows", 30 * KIB)
+    grows = uploads.begin("grows", 50 * KIB)
+    uploads.ask("knows", 60 * KIB)
+    loop.go(STALLED - 0.5)
+    grows.moved()
+    uploads.ask("grows", 30 * KIB, grows=True)
+    loop.go(1.0)
+    assert uploads.cut == []
+    loop.go(1.5)
+    assert uploads.cut == ["grows"]
+
+
+def test_of_those_who_know_their_length_one_that_has_a_part_is_cut_if_all_have_and_nobody_can_move(
+    loop: Loop,
+) -> None:
+    uploads = Uploads(loop)
+    for name, size in {"one": 30, "two": 31, "three": 29}.items():
+        uploads.begin(name, size * KIB)
+    for name in ("one", "two", "three"):
+        uploads.ask(name, 20 * KIB)
+    loop.go(STALLED + 0.5)
+    assert uploads.cut == ["two"]
+    assert uploads.admitted[-1] == "one"
+
+
 def test_who_grows_lets_those_go_first_whose_length_is_known(loop: Loop) -> None:
     uploads = Uploads(loop)
     first = uploads.begin("first", 80 * KIB)

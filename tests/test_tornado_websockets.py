@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ pytest.importorskip("tornado", reason="needs the extra tornado")
 
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
-from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from eventengine import ResourceQuota, admission, unsent
 from eventengine.bridges.tornado import QuotaHTTPServer, streams
@@ -32,6 +35,17 @@ class Digest(WebSocketHandler):
         self.write_message(hashlib.sha256(message).hexdigest())
 
 
+class Noted(WebSocketHandler):
+    """Whose connections are looked for when they have ended."""
+
+    def initialize(self, made: list[weakref.ref[WebSocketProtocol]]) -> None:  # type: ignore[override]
+        self.made = made
+
+    def open(self, *_: str) -> None:
+        assert self.ws_connection is not None
+        self.made.append(weakref.ref(self.ws_connection))
+
+
 class Here(RequestHandler):
     def get(self) -> None:
         self.write("here")
@@ -46,9 +60,13 @@ def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def serving(quota: ResourceQuota, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def serving(
+    quota: ResourceQuota,
+    context: ssl.SSLContext | None = None,
+    pages: Sequence[tuple[Any, ...]] = (("/", Digest), ("/here", Here)),
+) -> AsyncIterator[int]:
     """Gives the port of a site; in the end nothing is charged any more."""
-    server = QuotaHTTPServer(Application([("/", Digest), ("/here", Here)]), quota=quota, ssl_options=context)
+    server = QuotaHTTPServer(Application([*pages]), quota=quota, ssl_options=context)
     [sock] = bind_sockets(0, "127.0.0.1")
     server.add_sockets([sock])
     try:
@@ -198,6 +216,29 @@ def test_messages_that_stall_give_way_to_one_that_comes(monkeypatch: pytest.Monk
             assert quota.memory.peak <= 2 << 20
 
     run(case)
+
+
+def test_what_one_had_that_was_cut_is_gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the collector runs: a hundred of them held 150 MiB until it did."""
+    monkeypatch.setattr(admission, "STALLED", 0.05)
+    monkeypatch.setattr(admission, "_LOOKS", 0.01)
+
+    async def case() -> None:
+        made: list[weakref.ref[WebSocketProtocol]] = []
+        quota = ResourceQuota(memory="1MiB")
+        pages = [("/", Noted, {"made": made})]
+        async with serving(quota, pages=pages) as port, Client.to(port) as one, Client.to(port) as other:
+            for socket in (one, other):
+                for number in range(4):
+                    socket.writer.write(frame(CONTINUES if number else BINARY, bytes(60 * KIB)))
+                    socket.writer.write(frame(CONTINUES, bytes(60 * KIB)))
+            await until(lambda: sum(each() is None for each in made) == 1)
+
+    gc.disable()
+    try:
+        run(case)
+    finally:
+        gc.enable()
 
 
 def test_a_message_that_is_larger_than_the_quota_ends_its_connection_alone() -> None:

@@ -19,7 +19,8 @@ Rules:
    that a socket can be written only when a third of its buffer is free. Whether somebody waits is the quota's to know:
    it may be on another loop. Time in which the loop did not turn counts for nobody. Those who ask as they grow may come
    to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move after twice
-   as long; and as many as it takes to let in those whose length is known.
+   as long; and as many as it takes to let in those whose length is known. Of these one is cut that holds a part and
+   waits for the rest, where nobody moves and none of the others is left.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
@@ -399,14 +400,7 @@ class Admission:
                 each.send()
         stalled = [each for each in stalled if each.moved_at <= late and each in self.moving]
         if not stalled:
-            # Those that have a part and wait for more: one of them makes room.
-            patience = STALLED if all(each.wanted for each in self.moving) else 2 * STALLED
-            waiting = [each for each in self.moving if each.wanted and each.moved_at <= now - patience]
-            waiting.sort(key=lambda each: each.held)
-            short = sum(each.wanted for each in self._waiting if not each.grows)
-            while waiting and (short > 0 or not stalled):
-                stalled.append(waiting.pop())
-                short -= stalled[-1].held
+            stalled = [*self._who_make_room(now)]
             if stalled:
                 self._contended_since = now
         self._is_cutting = True  # what is given back by each goes to whom all were cut for
@@ -416,3 +410,20 @@ class Admission:
         finally:
             self._is_cutting = False
         self._let_in_who_fit()
+
+    def _who_make_room(self, now: float) -> list[Upload]:
+        """Rule 3: of those who have a part and wait for more."""
+        does_none_move = all(each.wanted for each in self.moving)
+        late = now - (STALLED if does_none_move else 2 * STALLED)
+        have_part = [each for each in self._waiting if each.held]
+        growing = [each for each in have_part if each.grows]
+        if not growing and not does_none_move:
+            return []
+        waiting = [each for each in growing or have_part if each.moved_at <= late]
+        waiting.sort(key=lambda each: each.held)
+        short = sum(each.wanted for each in self._waiting if not each.grows) if growing else 0
+        chosen: list[Upload] = []
+        while waiting and (not chosen or short > 0):
+            chosen.append(waiting.pop())
+            short -= chosen[-1].held
+        return chosen

@@ -347,6 +347,7 @@ class Bounded(Counted):
     def close_fd(self) -> None:
         buffer, self._buffer = self._buffer, None
         self._size = 0
+        self._pending = None  # its error knows whoever waited for it, who knows us
         if buffer is not None:
             buffer.end()
         super().close_fd()
