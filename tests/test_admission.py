@@ -545,6 +545,54 @@ def test_who_takes_nothing_while_an_upload_waits_is_cut_and_who_takes_little_is_
     assert (silent.is_cut, slow.is_cut, uploads.admitted) == (True, False, ["upload"])
 
 
+def test_who_could_send_and_only_was_not_told_that_is_not_cut(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    silent, slow = Connection(uploads, "takes nothing"), Connection(uploads, "takes little")
+    silent.write(40 * KIB)
+    slow.write(40 * KIB)
+    slow.takes = 1
+    uploads.begin("upload", 50 * KIB)
+    loop.go(STALLED + 0.5)
+    assert (silent.is_cut, slow.is_cut, uploads.admitted) == (True, False, ["upload"])
+
+
+class TwoLoops:
+    """Two loops on one quota of 100 KiB: one has much unsent, the other writes."""
+
+    def __init__(self, loop: Loop, much: int) -> None:
+        self.one, self.other = Uploads(loop), Uploads(Loop())
+        self.other.memory = self.one.memory
+        self.other.admission = Admission(self.one.memory, self.other.loop)
+        self.silent = Connection(self.one, "takes nothing")
+        self.silent.write(much)
+        self.slow = Connection(self.other, "slow")
+
+
+def test_the_loop_that_has_more_unsent_is_asked_to_cut(loop: Loop) -> None:
+    loops = TwoLoops(loop, 80 * KIB)
+    loops.slow.write(30 * KIB)
+    loops.slow.write(1 * KIB)
+    assert len(loop.letters) == 1
+    assert (loops.silent.is_cut, loops.slow.is_cut) == (False, False), "it is asked, by one letter"
+    loop.turn()
+    assert (loops.silent.is_cut, loops.slow.is_cut) == (True, False)
+    assert loops.one.memory.used == 31 * KIB
+
+
+def test_who_has_half_of_the_quota_cuts_its_own(loop: Loop) -> None:
+    loops = TwoLoops(loop, 80 * KIB)
+    loops.slow.write(51 * KIB)
+    assert (loops.silent.is_cut, loops.slow.is_cut) == (False, True)
+    assert loop.letters == []
+
+
+def test_a_loop_that_was_closed_is_not_asked_to_cut(loop: Loop) -> None:
+    loops = TwoLoops(loop, 80 * KIB)
+    loop.is_closed = True
+    loops.slow.write(30 * KIB)
+    assert (loops.silent.is_cut, loops.slow.is_cut) == (False, True)
+
+
 def test_a_connection_that_ends_gives_back_what_was_unsent_once(loop: Loop) -> None:
     uploads = Uploads(loop)
     connection = Connection(uploads, "ends")
