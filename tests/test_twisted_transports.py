@@ -51,6 +51,7 @@ from zope.interface import implementer
 from eventengine import ResolvedAddress, ResourceQuota, admission
 from eventengine.bridges.twisted import QuotaClientEndpoint, QuotaServerEndpoint, bound
 from eventengine.bridges.twisted.reactor import QuotaReactor
+from eventengine.idle import _LOOKED
 from loops import TIMEOUT, ReactorLoop, closing, nothing_left
 
 KIB = 1 << 10
@@ -1205,6 +1206,29 @@ def test_who_is_silent_over_tls_is_closed_though_it_does_not_answer(
     client.sendall(b"data")
     until(lambda: waiting.received == b"data")
     give_back()
+    until(lambda: idle.losses)
+
+
+@pytest.mark.usefixtures("soon_idle")
+def test_a_write_beyond_the_quota_closes_who_is_silent_over_tls_once(
+    make_installed_home: MakeHome, tls: TLS
+) -> None:
+    """It may not answer, and is there until it was aborted: the turn came to no end, for it was found again and again."""
+    home = make_installed_home("1MiB")
+    StartsTLS.options = tls[0]
+    port = home.listen(build=StartsTLS)
+    plain, idle = home.pair_at(port)
+    plain.sendall(b"please")
+    assert receive(plain, 2) == b"go"
+    over_tls(home, plain, tls[1]).sendall(b"ready")
+    until(lambda: idle.received.endswith(b"ready"))
+    for _ in range(2):
+        _, writer = home.pair_at(port)
+        later = threading.Event()
+        home.call(lambda later=later: home.reactor.callLater(2 * _LOOKED, later.set) and None)
+        assert later.wait(TIMEOUT)
+        home.call(lambda writer=writer: writer.write(bytes(20 << 20)))
+        until(lambda writer=writer: writer.losses)
     until(lambda: idle.losses)
 
 

@@ -320,6 +320,8 @@ class Accepted(Charged):
                 place()
 
     def silent_since(self) -> float | None:
+        if not self._cost:  # it is being closed: over TLS, that may take its peer's answer
+            return None
         is_busy = not self.connected or self.disconnecting or self._waits or self._left or not self._reads
         return None if is_busy else self.read_at
 
