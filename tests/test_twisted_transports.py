@@ -1213,7 +1213,7 @@ def test_who_is_silent_over_tls_is_closed_though_it_does_not_answer(
 def test_a_write_beyond_the_quota_closes_who_is_silent_over_tls_once(
     make_installed_home: MakeHome, tls: TLS
 ) -> None:
-    """It may not answer, and is there until it was aborted: the turn came to no end, for it was found again and again."""
+    """It may not answer, and is there until it was aborted: the turn did not end, for it was found again and again."""
     home = make_installed_home("1MiB")
     StartsTLS.options = tls[0]
     port = home.listen(build=StartsTLS)

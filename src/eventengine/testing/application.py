@@ -19,6 +19,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.quota import ResourceQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import Status
+from eventengine.testing import oracle
 from eventengine.testing.oracle import TIMEOUT
 
 __all__ = ["Accepting", "Application", "Callback", "Ledger"]
@@ -180,11 +181,11 @@ class Application:
         )
 
     def listen(self, *addresses: ResolvedAddress, config: EndpointConfig | None = None) -> Accepting:
-        """Listens on these addresses; without any, on a free port of 127.0.0.1."""
+        """Listens on these addresses; without any, `oracle.somewhere`."""
         accepting = Accepting(self, config or EndpointConfig())
 
         def bind_and_start() -> None:
-            for address in addresses or (ResolvedAddress.tcp("127.0.0.1", 0),):
+            for address in addresses or (oracle.somewhere(),):
                 port = accepting.listener.bind(address)
                 inet = address.family in (socket.AF_INET, socket.AF_INET6)
                 accepting.addresses.append(address.with_port(port) if inet else address)

@@ -16,17 +16,22 @@ from eventengine.address import ResolvedAddress
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["TIMEOUT", "OracleServer", "connect", "pattern", "receive", "receive_all", "reset"]
+__all__ = ["TIMEOUT", "OracleServer", "connect", "pattern", "receive", "receive_all", "reset", "somewhere"]
 
 TIMEOUT = 30.0
 """Seconds after which a test gives up: what takes so long hangs."""
 
 
+def somewhere() -> ResolvedAddress:
+    """Where one listens who was not told where: a free port of 127.0.0.1."""
+    return ResolvedAddress.tcp("127.0.0.1", 0)
+
+
 class OracleServer:
-    """Listens at `address`, a free port of 127.0.0.1 unless one was given; `accept` gives the next connection."""
+    """Listens at `address`, or `somewhere`; `accept` gives the next connection."""
 
     def __init__(self, address: ResolvedAddress | None = None, *, backlog: int = 128) -> None:
-        where = ResolvedAddress.tcp("127.0.0.1", 0) if address is None else address
+        where = somewhere() if address is None else address
         self.socket = socket.socket(where.family, socket.SOCK_STREAM)
         try:
             self.socket.settimeout(TIMEOUT)

@@ -75,7 +75,7 @@ def port_without_listener(host: str = "127.0.0.1") -> Generator[ResolvedAddress]
 
 @contextmanager
 def full_backlog(address: ResolvedAddress | None = None) -> Generator[OracleServer]:
-    """A listener, at `address` or a free port of 127.0.0.1, where a connect waits until somebody accepts."""
+    """A listener, at `address` or `oracle.somewhere`, where a connect waits until somebody accepts."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(OracleServer(address, backlog=0))
         for _ in range(8):  # those that find no room wait as well

@@ -44,17 +44,16 @@ def paired(
 
     `receive_buffer_size` is the oracle's, for one that holds the engine back.
     """
-    where = address or ResolvedAddress.tcp("127.0.0.1", 0)
     with ExitStack() as stack:
         if role == "client":
-            with OracleServer(where) as server:
+            with OracleServer(address) as server:
                 if receive_buffer_size is not None:  # what is accepted inherits it
                     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_size)
                 endpoint = app.connect(server.address, config)
                 stack.callback(endpoint.close)
                 oracle = stack.enter_context(server.accept())
         else:
-            accepting = app.listen(where, config=config)
+            accepting = app.listen(*([] if address is None else [address]), config=config)
             try:
                 oracle = connect(accepting.address, receive_buffer_size=receive_buffer_size)
                 stack.enter_context(oracle)
