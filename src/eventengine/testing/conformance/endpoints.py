@@ -91,9 +91,9 @@ def _flood(pair: Pair) -> int:
 def test_a_connection_that_floods_does_not_keep_another_from_its_turn(app: Application, hint: int) -> None:
     """Megabytes wait on one, one byte on the other, whose read is called before the first has read all its own."""
     seen: list[int] = []
-    on_read = Callback[Status](app.ledger)
     with paired(app, config=ROOMY) as flooding, paired(app) as (endpoint, oracle):
         sent = _flood(flooding)
+        on_read = Callback[Status](app.ledger)
         flooded = _Flooded(app.ledger, flooding.endpoint, sent, hint)
         oracle.sendall(b"x")
 
@@ -115,9 +115,9 @@ def test_a_connection_that_floods_does_not_keep_another_from_its_turn(app: Appli
 
 
 def test_an_application_that_loops_on_reads_does_not_starve_a_closure(app: Application) -> None:
-    seen = Callback[int](app.ledger)
     with paired(app, config=ROOMY) as flooding:
         sent = _flood(flooding)
+        seen = Callback[int](app.ledger)
         flooded = _Flooded(app.ledger, flooding.endpoint, sent, 1)
 
         def start() -> None:

@@ -83,7 +83,7 @@ def test_on_read_is_never_called_before_read_has_returned(app: Application, ledg
     buffer = SliceBuffer()
 
     with paired(app) as (endpoint, oracle):
-        oracle.sendall(pattern(100_000))
+        oracle.sendall(pattern(50_000))
         if what == "end":
             oracle.close()
         elif what == "reset":
