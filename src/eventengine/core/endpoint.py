@@ -1,19 +1,9 @@
 """`SocketEndpoint`: a connected stream socket.
 
-Who may touch what:
+How operations are claimed and ended stands in `operations`, how it reads and writes in `reading` and `writing`.
 
-1. `_read_idle`, `_write_idle` and `_open` are tokens: present or absent. Deleting one is atomic, so the thread that
-   deletes it has claimed the operation; a second claimant fails at once, at its own caller. A token comes back, on
-   the loop's thread, just before the operation's callback is called.
-2. `_closed` and `_write_ended` are set by the claimant and never cleared. All else, the socket above all, is the
-   loop's thread's: other threads claim, and hand over by the mailbox.
-3. Close: the claimant sets `_closed` and has `_tear_down` run on the loop's thread, which gives CANCELLED to what is
-   outstanding. An operation that was claimed before the close and arrives after it gets CANCELLED there. So each
-   claimed operation ends exactly once: by its result, or by the one tear-down.
-4. The socket is closed by the loop's thread only, after the poller forgot it, so that no system call can meet a
-   descriptor that has become another's. An endpoint that is collected hands its socket over the same way.
-
-How it reads and writes stands in `reading` and `writing`.
+The socket is closed by the loop's thread only, after the poller forgot it, so that no system call can meet a descriptor
+that has become another's. An endpoint that is collected hands its socket over the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.host import READ, WRITE
-from eventengine.core.reading import CLOSED
 from eventengine.core.telemetry import SocketTelemetry, telemetry_of
 from eventengine.core.writing import WritingHalf
 from eventengine.engine import SupportsFileDescriptor
@@ -43,7 +32,7 @@ __all__ = ["SocketEndpoint"]
 
 
 class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
-    __slots__ = ("__weakref__", "_local", "_on_closed", "_open", "_peer")
+    __slots__ = ("__weakref__", "_local", "_on_closed", "_peer")
 
     def __init__(
         self,
@@ -91,13 +80,6 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
         self._close()
         return fd
 
-    def close(self) -> None:
-        try:
-            del self._open
-        except AttributeError:
-            return
-        self._close()
-
     def __del__(self) -> None:
         try:
             del self._open
@@ -116,12 +98,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
         )
 
     def _close(self) -> None:
-        """By who claimed `_open`."""
-        self._closed = True
         try:
-            self._loop.run_here(self._tear_down)
-        except ClosedResourceError:  # the host's loop was closed under us; nobody else will do it
-            self._tear_down()
+            super()._close()
         except ForkedProcessError:
             self._sock.close()
             raise
@@ -180,20 +158,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
             self._loop.poller.busy.pop(self._fd, None)
 
     def _tear_down(self) -> None:
-        """Rule 3."""
         _close_socket(self._loop, self._sock, self._on_closed)
-        if self._waiting:
-            self._waiting = False
-            self._memory.remove_waiter(self._on_room)
-        if self._buffer is not None:
-            self._buffer.clear()
-            self._buffer._lent = False
-        if self._on_read is not None:
-            self._loop.post_callback(self._on_read, CLOSED)
-        if self._on_writable is not None:  # never OK: who hears that goes on, with an endpoint that was closed
-            self._loop.post_callback(self._on_writable, CLOSED)
-        self._out.clear()
-        self._on_read = self._on_writable = self._buffer = None
+        self._cancel_outstanding()
 
 
 def _close_socket(loop: Loop, sock: socket.socket, on_closed: Callable[[], object] | None) -> None:

@@ -34,9 +34,8 @@ from eventengine.core.timers import Timers
 from eventengine.status import ClosedResourceError
 
 if TYPE_CHECKING:
-    from eventengine.core.borrowed import BorrowedEndpoint
-    from eventengine.core.endpoint import SocketEndpoint
     from eventengine.core.listener import Acceptor
+    from eventengine.core.operations import Operations
 
 __all__ = ["Loop"]
 
@@ -93,7 +92,7 @@ class Loop:
         self.timers = Timers(self)
         self.run_callback = self.callbacks.run
         self.calls_back_here = self.callbacks.block_polling
-        self.endpoints: dict[int, weakref.ref[SocketEndpoint] | weakref.ref[BorrowedEndpoint]] = {}
+        self.endpoints: dict[int, weakref.ref[Operations]] = {}
         self.listeners: set[Acceptor] = set()
         if private_poller is None:
             private_poller = host.can_watch_epoll and has_private_poller()

@@ -1,12 +1,12 @@
-"""The reading half of a socket's endpoint. Who may touch what stands in `endpoint`.
+"""The reading half of a socket's endpoint. Who may touch what stands in `operations`.
 
 `_watched` spares asking the poller for each read: it is only true while the poller watches for READ and holds us.
 
 The block is taken when there is something to read, so an idle endpoint has none. While the quota has no room, READ is
-disarmed and the endpoint stands in the quota's line (`_on_room`). It enlists first and tries once more after, so no
-wake-up is lost; a wake-up that finds it no longer waiting is passed on, and one that finds too little room leaves it
-its place. An end or an error needs no block and so no room: it is told at once, or an application that keeps what it
-read until the message is whole would never learn that the rest will not come, and never let go.
+disarmed and the endpoint stands in the quota's line. It enlists first and tries once more after, so no wake-up is lost;
+one that finds too little room leaves it its place. An end or an error needs no block and so no room: it is told at
+once, or an application that keeps what it read until the message is whole would never learn that the rest will not
+come, and never let go.
 
 A read is tried at once only after one that filled its block (a recv in vain costs more than waiting for the event),
 and within the turn's budget. Blocks are sized by what has been read of late: the size doubles after a read of more
@@ -23,93 +23,64 @@ from __future__ import annotations
 import errno
 import socket
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import READ
-from eventengine.engine import Endpoint
+from eventengine.core.operations import (
+    CLOSED,
+    ENDED,
+    LENT,
+    READ_OUTSTANDING,
+    OnDone,
+    Operations,
+    check_count,
+    check_read,
+)
 from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
 from eventengine.slices import Block, SliceBuffer
-from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
+from eventengine.status import BusyResourceError, ClosedResourceError, Status
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
 
 __all__ = ["CLOSED", "LENT", "ReadingHalf", "check_count"]
 
-LENT: Final = "this SliceBuffer is lent to a read that is outstanding; each connection needs buffers of its own"
-CLOSED: Final = Status(StatusCode.CANCELLED, "the endpoint was closed")
 FIRST_TARGET: Final = 8192
 SMALL_READS: Final = 32
 AT_ONCE: Final = 1 << 20
 """Bytes that one event reads at most before others have their turn."""
 
-_BUSY: Final = "a read is outstanding on this endpoint; wait for its callback"
 _OK: Final = Status.OK
-_END: Final = Status(StatusCode.OUT_OF_RANGE, "the peer ended its stream")
-
-OnDone = Callable[[Status], object]
 
 
-def check_count(name: str, value: object) -> None:
-    """Raises TypeError or ValueError, naming the argument, unless `value` is an int of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be 1 or more")
-
-
-class ReadingHalf(Endpoint):
-    __slots__ = (
-        "_broken",
-        "_buffer",
-        "_closed",
-        "_eager",
-        "_fd",
-        "_hint",
-        "_loop",
-        "_memory",
-        "_on_read",
-        "_pool",
-        "_read_idle",
-        "_small_reads",
-        "_sock",
-        "_target",
-        "_waiting",
-        "_watched",
-    )
+class ReadingHalf(Operations):
+    __slots__ = ("_broken", "_eager", "_fd", "_pool", "_small_reads", "_sock", "_target", "_watched")
 
     def __init__(self, loop: Loop, sock: socket.socket, memory: MemoryQuota) -> None:
-        self._loop = loop
+        super().__init__(loop, memory)
         self._sock = sock
         self._fd = sock.fileno()
-        self._memory = memory
-        self._closed = False
-        self._on_read: OnDone | None = None
-        self._buffer: SliceBuffer | None = None
-        self._hint = 1
-        self._eager = self._waiting = self._watched = False
+        self._eager = self._watched = False
         self._small_reads = 0
         self._target = FIRST_TARGET
         self._pool = memory.pools[FIRST_TARGET]
         self._broken: Status | None = None
-        self._read_idle = None
 
     def read(self, on_read: OnDone, buffer: SliceBuffer, *, read_hint_bytes: int = 1) -> bool:
-        if not callable(on_read):
-            raise TypeError(f"on_read must be callable, not {type(on_read).__name__}")
-        if type(buffer) is not SliceBuffer:
-            raise TypeError(f"a read needs a SliceBuffer, not {type(buffer).__name__}")
-        if type(read_hint_bytes) is not int or read_hint_bytes < 1:
-            check_count("read_hint_bytes", read_hint_bytes)
-        if self._closed:
+        if (
+            not callable(on_read)
+            or type(buffer) is not SliceBuffer
+            or type(read_hint_bytes) is not int
+            or read_hint_bytes < 1
+        ):
+            check_read(on_read, buffer, read_hint_bytes)
+        if self._closed:  # as in `_claim_read`, whose call costs
             raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
         try:
             del self._read_idle
         except AttributeError:
-            raise self._loop.misused(BusyResourceError(_BUSY)) from None
+            raise self._loop.misused(BusyResourceError(READ_OUTSTANDING)) from None
         if buffer._lent:
             self._read_idle = None
             raise BusyResourceError(LENT)
@@ -118,12 +89,7 @@ class ReadingHalf(Endpoint):
         buffer._lent = True
         loop = self._loop
         if get_ident() != loop.thread and not loop.is_here():
-            try:
-                loop.post(partial(self._start_read, on_read, buffer, read_hint_bytes))
-            except BaseException:
-                buffer._lent = False
-                self._read_idle = None
-                raise
+            self._hand_over_read(on_read, buffer, read_hint_bytes)
             return False
         self._on_read = on_read
         self._buffer = buffer
@@ -152,7 +118,7 @@ class ReadingHalf(Endpoint):
     def _rest(self) -> None:
         """Has the poller hold the endpoint no longer, when nothing is outstanding."""
 
-    # All that follows is the loop's thread's, but for `_on_room`.
+    # All that follows is the loop's thread's.
 
     def _start_read(self, on_read: OnDone, buffer: SliceBuffer, hint: int) -> None:
         self._on_read = on_read
@@ -210,7 +176,7 @@ class ReadingHalf(Endpoint):
                 self._eager = True  # after bytes, the next read finds the end at once
                 if buffer._length:
                     return _OK
-                return _END if self._broken is None else self._broken
+                return ENDED if self._broken is None else self._broken
             view = memoryview(block)
             buffer._parts.append(view if n == size else view[:n])
             buffer._length += n
@@ -239,7 +205,7 @@ class ReadingHalf(Endpoint):
         except OSError as error:
             if self._broken is None:
                 self._broken = Status.from_errno(error.errno or errno.EIO, "reading")
-        return _END if self._broken is None else self._broken
+        return ENDED if self._broken is None else self._broken
 
     def _aim_at(self, size: int) -> None:
         """The size of the next block."""
@@ -260,17 +226,7 @@ class ReadingHalf(Endpoint):
             memory.remove_waiter(self._on_room)
         return block
 
-    def _on_room(self) -> bool:
-        """The quota has room. Any thread, and takes no lock; True passes the news on."""
-        if self._closed:
-            return True
-        try:
-            self._loop.post(self._read_on)
-        except (ClosedResourceError, ForkedProcessError):
-            return True
-        return False
-
-    def _read_on(self) -> None:
+    def _let_in(self) -> None:
         if self._waiting and not self._closed:
             self._waiting = False
             status = self._receive()

@@ -1,4 +1,4 @@
-"""The writing half of a socket's endpoint. Who may touch what stands in `endpoint`.
+"""The writing half of a socket's endpoint. Who may touch what stands in `operations`.
 
 A write is tried at once. When the turn's budget is spent, one that is done reports by a letter: not by the next event,
 for a socket is writable again only when its peer has read, and all was handed over already.
@@ -13,12 +13,12 @@ import contextlib
 import errno
 import os
 import socket
-from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
-from eventengine.core.reading import CLOSED, LENT, OnDone, ReadingHalf, check_count
+from eventengine.core.operations import CLOSED, LENT, WRITE_OUTSTANDING, OnDone, check_write
+from eventengine.core.reading import ReadingHalf
 from eventengine.core.telemetry import Telling
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
@@ -34,21 +34,15 @@ AT_ONCE: Final = 1 << 20
 """Bytes that one event writes at most before others have their turn."""
 _PARTS_PER_CALL: Final = min(1024, os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 16)
 _NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
-_BUSY: Final = "a write is outstanding on this endpoint; wait for its callback"
 _OK: Final = Status.OK
 
 
 class WritingHalf(ReadingHalf, HalfCloseable):
-    __slots__ = ("_is_done", "_on_writable", "_out", "_unwritable", "_write_ended", "_write_idle")
+    __slots__ = ("_is_done",)
 
     def __init__(self, loop: Loop, sock: socket.socket, memory: MemoryQuota) -> None:
         super().__init__(loop, sock, memory)
-        self._write_ended = False
-        self._on_writable: OnDone | None = None
         self._is_done = False  # all of the outstanding write was handed over, and only the report is to come
-        self._out: list[memoryview] = []  # last to first, so that what was sent is popped from the end
-        self._unwritable: Status | None = None
-        self._write_idle = None
 
     def write(
         self,
@@ -60,19 +54,20 @@ class WritingHalf(ReadingHalf, HalfCloseable):
     ) -> bool:
         if sink is not None:
             return self._write_and_tell(on_writable, data, max_frame_size, sink)
-        if not callable(on_writable):
-            raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
-        if type(data) is not SliceBuffer:
-            raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}; write SliceBuffer([data])")
-        if type(max_frame_size) is not int or max_frame_size < 1:
-            check_count("max_frame_size", max_frame_size)
-        if self._closed or self._write_ended:
+        if (
+            not callable(on_writable)
+            or type(data) is not SliceBuffer
+            or type(max_frame_size) is not int
+            or max_frame_size < 1
+        ):
+            check_write(on_writable, data, max_frame_size)
+        if self._closed or self._write_ended:  # as in `_claim_write`, whose call costs
             what = "endpoint" if self._closed else "endpoint's writing half"
             raise self._loop.misused(ClosedResourceError(f"the {what} was closed"))
         try:
             del self._write_idle
         except AttributeError:
-            raise self._loop.misused(BusyResourceError(_BUSY)) from None
+            raise self._loop.misused(BusyResourceError(WRITE_OUTSTANDING)) from None
         size = data._length
         if not size or data._lent:
             self._write_idle = None
@@ -81,11 +76,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             return True
         loop = self._loop
         if get_ident() != loop.thread and not loop.is_here():
-            try:
-                loop.post(partial(self._start_write, on_writable, data))
-            except BaseException:
-                self._write_idle = None
-                raise
+            self._hand_over_write(on_writable, data)
             return False
         parts = data._parts
         if len(parts) == 1 and size <= AT_ONCE and self._unwritable is None:
@@ -135,16 +126,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         return done
 
     def close_write(self) -> None:
-        if self._closed:
-            raise self._loop.misused(ClosedResourceError("the endpoint was closed"))
-        try:
-            del self._write_idle
-        except AttributeError:
-            if self._write_ended:
-                return
-            raise self._loop.misused(BusyResourceError(_BUSY)) from None
-        self._write_ended = True
-        self._loop.run_here(self._shut_down_writing)
+        self._end_writing()
 
     # All that follows is the loop's thread's.
 
@@ -174,13 +156,6 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         if self._is_done and self._on_writable is not None:  # else a close or a fault has reported
             self._finish_write(_OK)
             self._rest()
-
-    def _take_out(self, data: SliceBuffer) -> None:
-        out = self._out = data._parts
-        data._parts = []
-        data._length = 0
-        if len(out) > 1:
-            out.reverse()
 
     def _send(self) -> Status | None:
         """Writes what is left: OK when that was all, what broke the connection, or None when one has to wait."""
