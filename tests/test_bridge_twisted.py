@@ -238,6 +238,8 @@ class TestTwistedSource(SourceCases):
         "bridges/twisted/engine.py",
         "bridges/twisted/__init__.py",
         "bridges/twisted/borrowed.py",
+        "bridges/twisted/protocols.py",
+        "bridges/twisted/processes.py",
     )
 
 

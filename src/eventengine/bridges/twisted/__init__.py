@@ -5,9 +5,10 @@ try:
 except ImportError as error:
     raise ImportError('Twisted is not installed; pip install "eventengine[twisted]" brings it') from error
 
-from eventengine.bridges.twisted.borrowed import EndpointFactory, EndpointProcessProtocol, EndpointProtocol
 from eventengine.bridges.twisted.endpoints import QuotaClientEndpoint, QuotaServerEndpoint
 from eventengine.bridges.twisted.engine import TwistedEventEngine
+from eventengine.bridges.twisted.processes import EndpointProcessProtocol
+from eventengine.bridges.twisted.protocols import EndpointFactory, EndpointProtocol
 
 del _twisted
 

@@ -1,5 +1,7 @@
 """Twisted's transports as endpoints: what Twisted connected or accepted, over TCP, TLS, UNIX sockets or pipes.
 
+Who makes them: `protocols`. A process, with its three pipes, is no such transport: `processes`.
+
 Rules, besides those of `core.borrowed`:
 
 1. A socket's or pipe's own transport (`FileDescriptor`) calls a pull producer each time that it has handed everything
@@ -15,14 +17,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from twisted.internet import error
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
-from twisted.internet.protocol import Factory, ProcessProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
@@ -30,28 +30,33 @@ from zope.interface import classImplements  # pyright: ignore[reportMissingTypeS
 
 from eventengine.address import ResolvedAddress
 from eventengine.core.borrowed import BorrowedEndpoint, PushTransport, borrow, check_is_here
-from eventengine.engine import Endpoint, StatusOr
-from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
+from eventengine.engine import Endpoint
+from eventengine.memory import MemoryAllocator
 from eventengine.status import Status, StatusCode, StatusError
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import ITransport
 
-    from eventengine.bridges.twisted.engine import TwistedEventEngine
     from eventengine.core.loop import Loop
 
-__all__ = ["EndpointFactory", "EndpointProcessProtocol", "EndpointProtocol", "endpoint_from_transport"]
+__all__ = [
+    "DONE",
+    "NO_NAME",
+    "Receiver",
+    "Transport",
+    "borrow_transport",
+    "endpoint_from_transport",
+    "number_of",
+]
 
 LINGER: Final = 5.0
 """Seconds that a closed TLS transport has for its peer's answer."""
 
-_DONE: Final = Failure(error.ConnectionDone())
-_NO_NAME: Final = ResolvedAddress(socket.AF_UNIX, "")
-
-OnAccept = Callable[[Endpoint, MemoryAllocator], object]
+DONE: Final = Failure(error.ConnectionDone())
+NO_NAME: Final = ResolvedAddress(socket.AF_UNIX, "")
 
 
-class _Transport(Protocol):
+class Transport(Protocol):
     """What is used of a transport; zope's interfaces say nothing to a type checker."""
 
     def write(self, data: bytes) -> None: ...
@@ -70,15 +75,11 @@ class _Reason(Protocol):
     value: BaseException
 
 
-class _Asked(Protocol):
-    def providedBy(self, candidate: object) -> bool: ...
-
-
 def _why(reason: Failure) -> BaseException:
     return cast("_Reason", reason).value
 
 
-def _number_of(reason: Failure) -> int:
+def number_of(reason: Failure) -> int:
     """The errno for what ended a connection. Twisted does not keep the system's, so it is the nearest."""
     why = _why(reason)
     number = getattr(why, "osError", None)
@@ -107,7 +108,7 @@ def _address_of(address: object) -> ResolvedAddress:
             return ResolvedAddress(socket.AF_UNIX, name)
         return ResolvedAddress(socket.AF_UNIX, os.fsdecode(name or ""))
     below = getattr(address, "address", None)  # of an SSH connection
-    return _NO_NAME if below is None else _address_of(below)
+    return NO_NAME if below is None else _address_of(below)
 
 
 class _Port(PushTransport):
@@ -124,7 +125,7 @@ class _Port(PushTransport):
         "can_half_close",
     )
 
-    def __init__(self, loop: Loop, transport: _Transport) -> None:
+    def __init__(self, loop: Loop, transport: Transport) -> None:
         super().__init__()
         self._call_later = loop.host.call_later
         self._cancel = loop.host.cancel
@@ -193,7 +194,7 @@ class _Port(PushTransport):
         self._produces = False
 
 
-class _Receiver(TwistedProtocol):
+class Receiver(TwistedProtocol):
     """What a borrowed transport has as its protocol."""
 
     port: _Port | None = None
@@ -209,211 +210,16 @@ class _Receiver(TwistedProtocol):
     def writeConnectionLost(self) -> None:
         """We asked for it."""
 
-    def connectionLost(self, reason: Failure = _DONE) -> None:
+    def connectionLost(self, reason: Failure = DONE) -> None:
         port = self.port
         if port is not None:
             port.lost()
             if isinstance(_why(reason), error.ConnectionDone):
                 port.end()
-            port.broken(_number_of(reason))
+            port.broken(number_of(reason))
 
 
-classImplements(_Receiver, IHalfCloseableProtocol)
-
-
-class EndpointProtocol(_Receiver):
-    """A protocol that makes an endpoint of its connection, for Twisted's own client endpoints.
-
-        connectProtocol(HostnameEndpoint(reactor, "example.org", 80), EndpointProtocol(engine, allocator, on_connect))
-
-    Args:
-        engine: On the reactor of the connection.
-        memory_allocator: What the endpoint draws its memory from.
-        on_connect: Gets the endpoint, which is then the callback's to close, once it is connected; over TLS, when the
-            handshake is done. Gets UNAVAILABLE if the connection is lost before that. A connection that Twisted could
-            not make is told by its Deferred alone.
-    """
-
-    def __init__(
-        self,
-        engine: TwistedEventEngine,
-        memory_allocator: MemoryAllocator,
-        on_connect: Callable[[StatusOr[Endpoint]], object],
-    ) -> None:
-        # The engine's is no framework's.
-        self._loop = engine._loop
-        self._allocator = memory_allocator
-        self._on_connect: Callable[[StatusOr[Endpoint]], object] | None = on_connect
-
-    def makeConnection(self, transport: ITransport) -> None:
-        self._made = cast("_Transport", transport)
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
-
-    def connectionMade(self) -> None:
-        if not cast("_Asked", ISSLTransport).providedBy(self._made):
-            self._begin()
-
-    def handshakeCompleted(self) -> None:
-        self._begin()
-
-    def connectionLost(self, reason: Failure = _DONE) -> None:
-        if self.port is None and self._on_connect is not None:
-            on_connect, self._on_connect = self._on_connect, None
-            status = Status(
-                StatusCode.UNAVAILABLE,
-                f"the handshake failed: {reason.getErrorMessage()}",
-                _number_of(reason),
-            )
-            self._loop.run_callback(on_connect, status)
-        super().connectionLost(reason)
-
-    def _begin(self) -> None:
-        on_connect, self._on_connect = self._on_connect, None
-        if on_connect is None:
-            return
-        if not self._loop.is_open:
-            self._made.loseConnection()
-            return
-        endpoint = _borrow(self._loop, self._made, self, self._allocator)
-        self._loop.run_callback(on_connect, endpoint)
-
-
-classImplements(EndpointProtocol, IHandshakeListener)
-
-
-class EndpointFactory(Factory):
-    """A factory that makes an endpoint of each connection, for `listenTCP` and all that takes a factory.
-
-    Args:
-        engine: On the reactor of the connections.
-        on_accept: As in `EventEngine.create_listener`: gets each endpoint and an allocator for the application's use.
-        memory_allocator_factory: As there: a `ResourceQuota`, as a rule.
-    """
-
-    noisy = False
-
-    def __init__(
-        self, engine: TwistedEventEngine, on_accept: OnAccept, memory_allocator_factory: MemoryAllocatorFactory
-    ) -> None:
-        self._engine = engine
-        self._on_accept = on_accept
-        self._factory = memory_allocator_factory
-
-    def buildProtocol(self, addr: object) -> EndpointProtocol:
-        allocator = self._factory.create_memory_allocator("connection")
-        protocol = EndpointProtocol(self._engine, allocator, self._accepted)
-        protocol.factory = self
-        return protocol
-
-    def _accepted(self, endpoint: StatusOr[Endpoint]) -> None:
-        if isinstance(endpoint, Status):
-            return
-        try:
-            self._on_accept(endpoint, self._factory.create_memory_allocator("application"))
-        except BaseException:
-            endpoint.close()
-            raise
-
-
-class _Process(_Transport, Protocol):
-    def closeStdin(self) -> None: ...
-
-
-class _ProcessPort(PushTransport):
-    """The pipes of a process, and the producer of its standard input."""
-
-    __slots__ = ("_full", "_process")
-
-    can_half_close = True
-
-    def __init__(self, process: _Process) -> None:
-        super().__init__()
-        self._process = process
-        self._full = False
-        process.registerProducer(self, False)
-        process.pauseProducing()
-
-    def resume(self) -> None:
-        self._process.resumeProducing()
-
-    def pause(self) -> None:
-        self._process.pauseProducing()
-
-    def write(self, piece: bytes) -> bool:
-        self._full = True
-        self._process.write(piece)
-        return False
-
-    def close_write(self) -> None:
-        self._process.unregisterProducer()
-        self._process.closeStdin()
-
-    def close(self) -> None:
-        self._process.unregisterProducer()
-        self._process.loseConnection()
-
-    def abort(self) -> None:
-        self.close()
-
-    def pauseProducing(self) -> None:
-        """Not called: a pull producer is not paused."""
-
-    def resumeProducing(self) -> None:
-        if self._full:
-            self._full = False
-            self.drained()
-
-    def stopProducing(self) -> None:
-        """What is lost is told to the protocol."""
-
-
-class EndpointProcessProtocol(ProcessProtocol):
-    """A process as an endpoint: what is written goes to its standard input, what it prints is read.
-
-        reactor.spawnProcess(EndpointProcessProtocol(engine, allocator, on_start), "/bin/cat", ["cat"])
-
-    Its `close_write` closes standard input, `close` all three pipes; the process itself is not signalled. What a
-    process that never reads was written stays in Twisted until it ends. Standard error is `errReceived`'s, which is
-    there to be overridden; while no read is outstanding it is paused, too. The two addresses have no name.
-
-    Args:
-        engine: On the reactor that spawns the process.
-        memory_allocator: What the endpoint draws its memory from.
-        on_start: Gets the endpoint, which is then the callback's to close.
-    """
-
-    def __init__(
-        self, engine: TwistedEventEngine, memory_allocator: MemoryAllocator, on_start: Callable[[Endpoint], object]
-    ) -> None:
-        # The engine's is no framework's.
-        self._loop = engine._loop
-        self._allocator = memory_allocator
-        self._on_start = on_start
-        self._port: _ProcessPort | None = None
-
-    def makeConnection(self, transport: ITransport) -> None:
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
-        port = self._port = _ProcessPort(cast("_Process", transport))
-        endpoint = borrow(self._loop, port, _NO_NAME, _NO_NAME, self._allocator.memory)
-        self._loop.run_callback(self._on_start, endpoint)
-
-    def outReceived(self, data: bytes) -> None:
-        if self._port is not None:
-            self._port.data(data)
-
-    def inConnectionLost(self) -> None:
-        if self._port is not None:
-            self._port.unwritable(errno.EPIPE)
-
-    def outConnectionLost(self) -> None:
-        if self._port is not None:
-            self._port.end()
-
-    def processEnded(self, reason: Failure) -> None:
-        port, self._port = self._port, None
-        if port is not None:
-            port.end()
-            port.broken(errno.EPIPE)
+classImplements(Receiver, IHalfCloseableProtocol)
 
 
 def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllocator) -> Endpoint:
@@ -437,10 +243,10 @@ def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllo
         raise TypeError(
             f"{type(transport).__name__} does not say which protocol it serves; give it an EndpointProtocol instead"
         )
-    receiver = _Receiver()
+    receiver = Receiver()
     receiver.transport = cast("ITransport", transport)
     try:
-        endpoint = _borrow(loop, cast("_Transport", transport), receiver, allocator)
+        endpoint = borrow_transport(loop, cast("Transport", transport), receiver, allocator)
     except RuntimeError:
         raise StatusError(
             Status(StatusCode.FAILED_PRECONDITION, "the transport has a producer; take it back first")
@@ -449,9 +255,10 @@ def endpoint_from_transport(loop: Loop, transport: object, allocator: MemoryAllo
     return endpoint
 
 
-def _borrow(
-    loop: Loop, transport: _Transport, receiver: _Receiver, allocator: MemoryAllocator
+def borrow_transport(
+    loop: Loop, transport: Transport, receiver: Receiver, allocator: MemoryAllocator
 ) -> BorrowedEndpoint:
+    """The endpoint over a transport, which `receiver` serves from now on. On the loop's thread."""
     port = _Port(loop, transport)
     receiver.port = port
     return borrow(loop, port, _address_of(transport.getPeer()), _address_of(transport.getHost()), allocator.memory)
