@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import socket
 from contextlib import closing
+from typing import Never
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventengine import ResolvedAddress, Status, StatusCode, create_event_engine
+from eventengine import ResolvedAddress, Status, StatusCode, StatusError, Target, create_event_engine
 from eventengine.core import getaddrinfo
 from eventengine.names import split_host_port, to_port_number
 from eventengine.testing.application import Callback, Ledger
@@ -127,12 +128,27 @@ def test_a_port_has_a_number(port: str, number: int) -> None:
             socket.getservbyname(port)
         except OSError:
             pytest.skip("this machine has no /etc/services")
-    assert to_port_number(port) == number
+    assert to_port_number(f"localhost:{port}", port) == number
 
 
 def test_a_service_that_nobody_knows_has_no_number() -> None:
-    with pytest.raises(ValueError, match="no service 'nosuchservice'; give the port as a number"):
-        to_port_number("nosuchservice")
+    with pytest.raises(
+        ValueError, match=r"'x:nosuchservice': .* no service 'nosuchservice'; give the port as a number"
+    ):
+        to_port_number("x:nosuchservice", "nosuchservice")
+
+
+def test_where_there_is_no_telling_a_port_is_not_called_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> Never:
+        raise socket.gaierror(socket.EAI_AGAIN, "later")
+
+    monkeypatch.setattr(socket, "getaddrinfo", failing)
+    with pytest.raises(StatusError) as raised:
+        to_port_number("x:service", "service")
+    assert raised.value.status.code is StatusCode.UNAVAILABLE
+    assert raised.value.status.message == "'x:service': looking up the port 'service': later"
+    with pytest.raises(ValueError, match="'x:service': looking up the port 'service': later; a target is"):
+        Target.parse("x:service")
 
 
 def test_no_literal_and_nothing_like_one_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:

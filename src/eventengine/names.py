@@ -18,6 +18,7 @@ import socket
 from typing import Final
 
 from eventengine.address import ResolvedAddress
+from eventengine.status import Status, StatusCode, StatusError
 
 __all__ = ["split_host_port", "to_port_number"]
 
@@ -47,10 +48,12 @@ def split_host_port(name: str, default_port: str) -> tuple[str, str]:
     return host, _check_port(name, port)
 
 
-def to_port_number(port: str) -> int:
-    """The number of a port that `split_host_port` returned; the names of services are looked for in /etc/services.
+def to_port_number(name: str, port: str) -> int:
+    """The number of the port that `split_host_port` returned for `name`; the names of services are looked for in
+    /etc/services.
 
-    Raises ValueError for a service that this machine does not know.
+    Raises ValueError for a service that this machine does not know, StatusError, UNAVAILABLE, where there is no
+    telling; both with the text that was given.
     """
     if port.isdigit():
         return int(port)
@@ -58,8 +61,13 @@ def to_port_number(port: str) -> int:
         found = socket.getaddrinfo(
             "127.0.0.1", port, socket.AF_INET, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
-    except OSError:
-        raise ValueError(f"this machine knows no service {port!r}; give the port as a number") from None
+    except socket.gaierror as error:
+        if error.errno in (socket.EAI_SERVICE, socket.EAI_NONAME):
+            raise ValueError(
+                f"{name!r}: this machine knows no service {port!r}; give the port as a number"
+            ) from None
+        why = f"{name!r}: looking up the port {port!r}: {error.strerror}"
+        raise StatusError(Status(StatusCode.UNAVAILABLE, why)) from None
     return int(found[0][4][1])
 
 

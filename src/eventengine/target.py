@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from eventengine.address import ResolvedAddress
 from eventengine.names import split_host_port, to_port_number
+from eventengine.status import StatusError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -85,9 +86,13 @@ class Target:
             else:
                 text_of_address = text
             return cls(scheme, (ResolvedAddress.parse(text_of_address),))
+        except StatusError as error:
+            why = error.status.message
         except ValueError as error:
-            why = str(error) if str(error).startswith(repr(text)) else f"{text!r}: {error}"
-            raise ValueError(f"{why}; a target is {_FORMS}") from None
+            why = str(error)
+        if not why.startswith(repr(text)):
+            why = f"{text!r}: {why}"
+        raise ValueError(f"{why}; a target is {_FORMS}")
 
     @classmethod
     def of(cls, address: ResolvedAddress) -> Self:
@@ -102,7 +107,7 @@ class Target:
     @classmethod
     def _dns(cls, name: str, server: str | None, default_port: str) -> Self:
         host, port = split_host_port(name, default_port)
-        number = to_port_number(port)
+        number = to_port_number(name, port)
         try:
             address = ResolvedAddress.tcp(host, number)
         except ValueError:
@@ -131,13 +136,14 @@ def _split_server(rest: str) -> tuple[str, str | None]:
     if not server:
         return name, None
     host, port = split_host_port(server, _DNS_PORT)
-    return name, f"[{host}]:{to_port_number(port)}" if ":" in host else f"{host}:{to_port_number(port)}"
+    number = to_port_number(server, port)
+    return name, f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
 
 def _read(scheme: str, part: str, default_port: str) -> ResolvedAddress:
     """One address of a list."""
     host, port = split_host_port(part, default_port)
-    number = to_port_number(port)
+    number = to_port_number(part, port)
     try:
         address = ResolvedAddress.tcp(host, number)
     except ValueError:  # a name

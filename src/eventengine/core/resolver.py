@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import encodings.idna
-import socket
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias, TypeVa
 from eventengine.address import ResolvedAddress
 from eventengine.core.handles import next_handle
 from eventengine.engine import DNSResolver, SRVRecord, StatusOr, TaskHandle
-from eventengine.names import split_host_port
+from eventengine.names import split_host_port, to_port_number
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 
 if TYPE_CHECKING:
@@ -274,7 +273,7 @@ class HostedResolver(DNSResolver):
     def _find_addresses(self, query: int, on_resolve: Callback[Addresses], name: str, default_port: str) -> None:
         try:
             host, port = split_host_port(name, default_port)
-            number = int(port) if port.isascii() and port.isdigit() else _port_of_service(name, port)
+            number = to_port_number(name, port)
             try:
                 literal = ResolvedAddress.tcp(host, number)
             except ValueError as error:
@@ -357,21 +356,6 @@ class HostedResolver(DNSResolver):
         self._timers.clear()
         self._waiting.clear()
         self._source.close()
-
-
-def _port_of_service(name: str, port: str) -> int:
-    """Raises ValueError where there is no such service, StatusError where there is no telling."""
-    try:
-        found = socket.getaddrinfo(None, port, type=socket.SOCK_STREAM)  # getservbyname is not for several threads
-    except socket.gaierror as error:
-        if error.errno in (socket.EAI_SERVICE, socket.EAI_NONAME):
-            raise ValueError(f"{name!r}: no port is called {port!r}") from None
-        raise StatusError(
-            Status(StatusCode.UNAVAILABLE, f"{name!r}: the port {port!r}: {error.strerror}")
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{name!r}: no port is called {port!r}: {error}") from None
-    return int(found[0][4][1])
 
 
 def _to_ascii(text: str, host: str) -> str:
