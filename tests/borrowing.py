@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,7 +20,6 @@ from engines import new_uvloop, running, running_reactor
 from eventengine import (
     ClosedResourceError,
     ConnectionHandle,
-    DNSResolver,
     Endpoint,
     EndpointConfig,
     EventEngine,
@@ -32,8 +30,9 @@ from eventengine import (
     Status,
     StatusCode,
     SupportsFileDescriptor,
-    TaskHandle,
 )
+from eventengine.core.hosted import HostedEventEngine
+from wrapped_engine import UnderWay, WrappedEngine
 
 Adopted = Callable[[Endpoint | Status], None]
 Adopt = Callable[[socket.socket, MemoryAllocator, Adopted], None]
@@ -42,36 +41,16 @@ Adopt = Callable[[socket.socket, MemoryAllocator, Adopted], None]
 ENGINE_CLOSED = Status(StatusCode.CANCELLED, "the engine was closed")
 
 
-class BorrowingEngine(EventEngine):
+class BorrowingEngine(WrappedEngine):
     """`engine` for all but connections; `on_loop` calls a function on the loop's thread, and `adopt` there."""
 
-    def __init__(self, engine: Any, on_loop: Callable[[Callable[[], object]], object], adopt: Adopt) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: HostedEventEngine, on_loop: Callable[[Callable[[], object]], object], adopt: Adopt
+    ) -> None:
+        super().__init__(engine)
+        self._post_callback = engine._loop.post_callback
         self._on_loop = on_loop
         self._adopt = adopt
-
-    @property
-    def callbacks_block_polling(self) -> bool:
-        return bool(self._engine.callbacks_block_polling)
-
-    def run(self, closure: Callable[[], object]) -> None:
-        self._engine.run(closure)
-
-    def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
-        return TaskHandle(self._engine.run_after(delay, closure))
-
-    def cancel(self, handle: TaskHandle) -> bool:
-        return bool(self._engine.cancel(handle))
-
-    def is_worker_thread(self) -> bool:
-        return bool(self._engine.is_worker_thread())
-
-    def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
-        resolver: DNSResolver = self._engine.get_dns_resolver(dns_server=dns_server)
-        return resolver
-
-    def cancel_connect(self, handle: ConnectionHandle) -> bool:
-        return bool(self._engine.cancel_connect(handle))
 
     def connect(
         self,
@@ -88,10 +67,7 @@ class BorrowingEngine(EventEngine):
                 self._borrow(result, memory_allocator, on_connect)
 
         good = callable(on_connect) and not asyncio.iscoroutinefunction(on_connect)
-        handle: ConnectionHandle = self._engine.connect(
-            connected if good else on_connect, address, config, memory_allocator, timeout
-        )
-        return handle
+        return super().connect(connected if good else on_connect, address, config, memory_allocator, timeout)
 
     def create_listener(
         self,
@@ -100,46 +76,15 @@ class BorrowingEngine(EventEngine):
         config: EndpointConfig,
         memory_allocator_factory: MemoryAllocatorFactory,
     ) -> Listener:
-        lock = threading.Lock()
-        pending = 1  # the listener itself
-
-        def done() -> None:
-            nonlocal pending
-            with lock:
-                pending -= 1
-                last = not pending
-            if last:
-                on_shutdown(Status.OK)
+        if not callable(on_accept) or not callable(on_shutdown):  # is refused
+            return super().create_listener(on_accept, on_shutdown, config, memory_allocator_factory)
+        under_way = UnderWay(on_accept, on_shutdown)
 
         def accepted(endpoint: Endpoint, allocator: MemoryAllocator) -> None:
-            nonlocal pending
-            with lock:
-                pending += 1
+            own = memory_allocator_factory.create_memory_allocator("connection")
+            self._borrow(endpoint, own, under_way.begin(allocator))
 
-            def adopted(result: Endpoint | Status) -> None:
-                try:
-                    if not isinstance(result, Status):
-                        try:
-                            on_accept(result, allocator)
-                        except BaseException:
-                            result.close()
-                            raise
-                finally:
-                    done()
-
-            self._borrow(endpoint, memory_allocator_factory.create_memory_allocator("connection"), adopted)
-
-        good = callable(on_accept) and callable(on_shutdown)
-        listener: Listener = self._engine.create_listener(
-            accepted if good else on_accept,
-            (lambda _: done()) if good else on_shutdown,
-            config,
-            memory_allocator_factory,
-        )
-        return listener
-
-    def close(self) -> None:
-        self._engine.close()
+        return super().create_listener(accepted, under_way.shut_down, config, memory_allocator_factory)
 
     def _borrow(
         self, endpoint: Endpoint, allocator: MemoryAllocator, on_done: Callable[[Endpoint | Status], object]
@@ -155,7 +100,7 @@ class BorrowingEngine(EventEngine):
         sock.setblocking(False)
 
         def adopted(result: Endpoint | Status) -> None:
-            self._engine._loop.post_callback(on_done, result)
+            self._post_callback(on_done, result)
 
         def adopt() -> None:
             try:

@@ -53,6 +53,7 @@ from eventengine.testing.scenes import (
     unix_address,
 )
 from together import run_together
+from wrapped_engine import WrappedEngine
 
 __all__ = ["anywhere", "app", "engine", "ledger", "nothing_is_left", "quota", "unix_folder"]  # fixtures
 
@@ -107,26 +108,16 @@ def list_of(*addresses: ResolvedAddress) -> Target:
     return Target("ipv4", addresses)
 
 
-class Watched(EventEngine):
-    """An engine, and what was asked of it, in its order; what is over `hold` is kept back until it is let go."""
+class Watched(WrappedEngine):
+    """An engine, and what was asked of it, in its order."""
 
-    def __init__(self, engine: EventEngine) -> None:
-        self._engine = engine
+    def __init__(self, inner: EventEngine) -> None:
+        super().__init__(inner)
         self.asked: list[str] = []
-
-    @property
-    def callbacks_block_polling(self) -> bool:
-        return self._engine.callbacks_block_polling
-
-    def run(self, closure: Callable[[], object]) -> None:
-        self._engine.run(closure)
 
     def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
         self.asked.append(f"after {delay:g}")
-        return self._engine.run_after(delay, closure)
-
-    def cancel(self, handle: TaskHandle) -> bool:
-        return self._engine.cancel(handle)
+        return super().run_after(delay, closure)
 
     def connect(
         self,
@@ -142,26 +133,17 @@ class Watched(EventEngine):
             self.asked.append(f"{address} {result.code.name if isinstance(result, Status) else 'connected'}")
             on_connect(result)
 
-        return self._engine.connect(tell, address, config, memory_allocator, timeout)
+        return super().connect(tell, address, config, memory_allocator, timeout)
 
     def cancel_connect(self, handle: ConnectionHandle) -> bool:
-        cancelled = self._engine.cancel_connect(handle)
+        cancelled = super().cancel_connect(handle)
         if cancelled:
             self.asked.append("cancelled")
         return cancelled
 
-    def create_listener(self, *_: object) -> None:  # type: ignore[override]  # not used
-        raise NotImplementedError
-
     def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
         self.asked.append(f"resolver {dns_server}")
-        return self._engine.get_dns_resolver(dns_server=dns_server)
-
-    def is_worker_thread(self) -> bool:
-        return self._engine.is_worker_thread()
-
-    def close(self) -> None:
-        self._engine.close()
+        return super().get_dns_resolver(dns_server=dns_server)
 
 
 class Names(DNSResolver):

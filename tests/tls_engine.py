@@ -21,7 +21,6 @@ from typing import Any, Self, TypeVar
 from certificates import HOST, certificates
 from eventengine import (
     ConnectionHandle,
-    DNSResolver,
     Endpoint,
     EndpointConfig,
     EventEngine,
@@ -31,38 +30,25 @@ from eventengine import (
     ResolvedAddress,
     Status,
     StatusOr,
-    TaskHandle,
     tls,
 )
 from eventengine.testing import oracle
 from eventengine.testing.oracle import TIMEOUT, OracleServer
+from wrapped_engine import UnderWay, WrappedEngine
 
 E = TypeVar("E")
 
 
-class TLSEventEngine(EventEngine):
+class TLSEventEngine(WrappedEngine):
     """Connects and accepts as `inner` does, and gives its connections out when their handshakes are done."""
 
     def __init__(self, inner: EventEngine) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._handles = itertools.count(1 << 40)
         self._stages: dict[ConnectionHandle, _Stage] = {}
         self._client = certificates().client_context()
         self._server = certificates().server_context()
         self._server.num_tickets = 0  # which a client that does not read would answer with a reset when it closes
-
-    @property
-    def callbacks_block_polling(self) -> bool:
-        return self._inner.callbacks_block_polling
-
-    def run(self, closure: Callable[[], object]) -> None:
-        self._inner.run(closure)
-
-    def run_after(self, delay: float, closure: Callable[[], object]) -> TaskHandle:
-        return self._inner.run_after(delay, closure)
-
-    def cancel(self, handle: TaskHandle) -> bool:
-        return self._inner.cancel(handle)
 
     def connect(
         self,
@@ -73,7 +59,7 @@ class TLSEventEngine(EventEngine):
         timeout: float,
     ) -> ConnectionHandle:
         if not callable(on_connect) or iscoroutinefunction(on_connect):  # is refused
-            return self._inner.connect(on_connect, address, config, memory_allocator, timeout)
+            return super().connect(on_connect, address, config, memory_allocator, timeout)
         began = time.monotonic()
         handle = ConnectionHandle(next(self._handles))
         stage = self._stages[handle] = _Stage()
@@ -92,7 +78,7 @@ class TLSEventEngine(EventEngine):
                     result.close()
                     return
                 stage.cancel = tls.connect(
-                    self._inner,
+                    self.inner,
                     on_done,
                     result,
                     self._client,
@@ -103,8 +89,8 @@ class TLSEventEngine(EventEngine):
 
         try:
             with stage.lock:
-                inner = self._inner.connect(on_connected, address, config, memory_allocator, timeout)
-                stage.cancel = partial(self._inner.cancel_connect, inner)
+                inner = super().connect(on_connected, address, config, memory_allocator, timeout)
+                stage.cancel = partial(self.inner.cancel_connect, inner)
         except BaseException:
             del self._stages[handle]
             raise
@@ -113,7 +99,7 @@ class TLSEventEngine(EventEngine):
     def cancel_connect(self, handle: ConnectionHandle) -> bool:
         stage = self._stages.get(handle)
         if stage is None:
-            return self._inner.cancel_connect(ConnectionHandle(-1))
+            return super().cancel_connect(ConnectionHandle(-1))
         with stage.lock:
             if not stage.cancel() and not stage.is_between():
                 return False
@@ -128,34 +114,14 @@ class TLSEventEngine(EventEngine):
         memory_allocator_factory: MemoryAllocatorFactory,
     ) -> Listener:
         if not callable(on_accept) or not callable(on_shutdown):
-            return self._inner.create_listener(on_accept, on_shutdown, config, memory_allocator_factory)
-        under_way = _UnderWay(on_shutdown)
+            return super().create_listener(on_accept, on_shutdown, config, memory_allocator_factory)
+        under_way = UnderWay(on_accept, on_shutdown)
 
         def on_accepted(below: Endpoint, allocator: MemoryAllocator) -> None:
-            def on_done(result: StatusOr[Endpoint]) -> None:
-                try:
-                    if not isinstance(result, Status):
-                        try:
-                            on_accept(result, allocator)
-                        except BaseException:
-                            result.close()
-                            raise
-                finally:
-                    under_way.end()
+            on_done = under_way.begin(allocator)
+            tls.accept(self.inner, on_done, below, self._server, memory_allocator=allocator, timeout=TIMEOUT)
 
-            under_way.begin()
-            tls.accept(self._inner, on_done, below, self._server, memory_allocator=allocator, timeout=TIMEOUT)
-
-        return self._inner.create_listener(on_accepted, under_way.shut_down, config, memory_allocator_factory)
-
-    def get_dns_resolver(self, *, dns_server: str | None = None) -> DNSResolver:
-        return self._inner.get_dns_resolver(dns_server=dns_server)
-
-    def is_worker_thread(self) -> bool:
-        return self._inner.is_worker_thread()
-
-    def close(self) -> None:
-        self._inner.close()
+        return super().create_listener(on_accepted, under_way.shut_down, config, memory_allocator_factory)
 
 
 class _Stage:
@@ -169,30 +135,6 @@ class _Stage:
     def is_between(self) -> bool:
         """The connection was made, and its handshake has not begun: `on_connected` waits for the lock."""
         return isinstance(self.cancel, partial)
-
-
-class _UnderWay:
-    """Counts the handshakes of a listener: `on_shutdown` comes after the last."""
-
-    def __init__(self, on_shutdown: Callable[[Status], object]) -> None:
-        self._on_shutdown = on_shutdown
-        self._count = 1
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        with self._lock:
-            self._count += 1
-
-    def shut_down(self, status: Status) -> None:
-        assert status.ok
-        self.end()
-
-    def end(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = not self._count
-        if last:
-            self._on_shutdown(Status.OK)
 
 
 class TLSOracle:
