@@ -85,6 +85,19 @@ def oracle_client(
     return _shake(connection, context or certificates().client_context(), server_hostname=server_hostname)
 
 
+def shake_by_hand(
+    peer: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, connection: socket.socket
+) -> None:
+    """A handshake whose bytes a test has in its hands; the last of them are left in `outgoing`."""
+    while True:
+        try:
+            peer.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            connection.sendall(outgoing.read())
+            incoming.write(connection.recv(1 << 16))
+
+
 def _shake(connection: socket.socket, context: ssl.SSLContext, **more: Any) -> ssl.SSLSocket:
     timeout = connection.gettimeout()
     wrapped = context.wrap_socket(connection, do_handshake_on_connect=False, suppress_ragged_eofs=False, **more)

@@ -194,6 +194,20 @@ def test_text_records_are_told_whole(
     assert on_resolve.result() == expected
 
 
+def refusals(ledger: Ledger, resolver: DNSResolver, name: str) -> list[Status]:
+    """What becomes of the three lookups of a name that has nothing."""
+    answers = [Callback[object](ledger) for _ in range(3)]
+    resolver.lookup_hostname(answers[0], name, "80")
+    resolver.lookup_srv(answers[1], name)
+    resolver.lookup_txt(answers[2], name)
+    statuses: list[Status] = []
+    for on_resolve in answers:
+        status = on_resolve.result()
+        assert isinstance(status, Status)
+        statuses.append(status)
+    return statuses
+
+
 @pytest.mark.parametrize(
     "name", ["a..test", ".test", "x" * 64 + ".test", "x." * 127 + "test", "a\0.test", "a\\.test", "\xad.test"]
 )
@@ -201,13 +215,7 @@ def test_text_records_are_told_whole(
 def test_what_cannot_be_a_name_is_asked_of_nobody(
     resolver: DNSResolver, ledger: Ledger, server: NameServer, name: str
 ) -> None:
-    answers = [Callback[object](ledger) for _ in range(3)]
-    resolver.lookup_hostname(answers[0], name, "80")
-    resolver.lookup_srv(answers[1], name)
-    resolver.lookup_txt(answers[2], name)
-    for on_resolve in answers:
-        status = on_resolve.result()
-        assert isinstance(status, Status)
+    for status in refusals(ledger, resolver, name):
         assert status.code is StatusCode.INVALID_ARGUMENT
         assert repr(name) in status.message
     assert not server.queries(name)
@@ -218,13 +226,7 @@ def test_what_cannot_be_a_name_is_asked_of_nobody(
 def test_odd_characters_are_answered_one_way_or_the_other(
     app: Application, resolver: DNSResolver, ledger: Ledger, name: str
 ) -> None:
-    answers = [Callback[object](ledger) for _ in range(3)]
-    resolver.lookup_hostname(answers[0], name, "80")
-    resolver.lookup_srv(answers[1], name)
-    resolver.lookup_txt(answers[2], name)
-    for on_resolve in answers:
-        status = on_resolve.result()
-        assert isinstance(status, Status)
+    for status in refusals(ledger, resolver, name):
         assert status.code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), status
     assert hosts(look_up(ledger, resolver, "four.test")) == ["127.0.0.3", "127.0.0.4"]
 

@@ -10,10 +10,10 @@ import random
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,8 +35,17 @@ from eventengine import (
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
-from eventengine.testing.scenes import never_inline
-from handshakes import oracle_client, oracle_server, secured, start_accept, start_connect, try_accept, try_connect
+from eventengine.testing.scenes import never_inline, repeat_until_closed
+from handshakes import (
+    oracle_client,
+    oracle_server,
+    secured,
+    shake_by_hand,
+    start_accept,
+    start_connect,
+    try_accept,
+    try_connect,
+)
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
@@ -146,13 +155,7 @@ def _records_on_the_wire(app: Application, data: SliceBuffer, **more: Any) -> li
         server.num_tickets = 0
         on_done = Callback[Any](app.ledger)
         start_accept(app, on_done, endpoint, server)
-        while True:
-            try:
-                peer.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                connection.sendall(outgoing.read())
-                incoming.write(connection.recv(1 << 16))
+        shake_by_hand(peer, incoming, outgoing, connection)
         connection.sendall(outgoing.read())
         with closing(on_done.result()) as secure:
             size = len(data)
@@ -194,13 +197,7 @@ def test_what_came_with_the_handshake_is_read_and_was_charged_meanwhile(app: App
         peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
         on_done = Callback[Any](app.ledger)
         start_accept(app, on_done, endpoint)
-        while True:
-            try:
-                peer.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                connection.sendall(outgoing.read())
-                incoming.write(connection.recv(1 << 16))
+        shake_by_hand(peer, incoming, outgoing, connection)
         data = pattern(5000)
         peer.write(data)
         connection.sendall(outgoing.read())  # the handshake's last message and the data, in one piece
@@ -221,13 +218,7 @@ def test_tls_goes_over_an_endpoint_over_tls(app: Application, role: str) -> None
         on_done = Callback[Any](app.ledger)
         start = start_connect if role == "client" else start_accept
         start(app, on_done, beneath)
-        while True:
-            try:
-                peer.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                oracle.sendall(outgoing.read())
-                incoming.write(oracle.recv(1 << 16))
+        shake_by_hand(peer, incoming, outgoing, oracle)
         oracle.sendall(outgoing.read())
         with closing(on_done.result()) as endpoint:
             data = pattern(100_000)
@@ -703,41 +694,41 @@ def test_five_hundred_abandoned_handshakes_leave_nothing(app: Application, role:
 
 
 def test_threads_that_read_write_and_close_at_once_lose_no_callback(app: Application, ledger: Ledger) -> None:
-    def until_closed(start: Callable[[Callback[Status]], bool], together: threading.Barrier) -> None:
+    def until_closed(
+        start: Callable[[Callback[Status]], bool], together: threading.Barrier, begun: threading.Semaphore
+    ) -> None:
+        def start_one(callback: Callback[Status]) -> bool:
+            done = start(callback)
+            begun.release()
+            return done
+
         together.wait(TIMEOUT)
-        status = Status.OK
-        while status.ok:
-            callback = Callback[Status](ledger)
-            try:
-                if start(callback):
-                    callback(Status.OK)
-            except ClosedResourceError:
-                callback.times = 0
-                return
-            status = callback.result()
+        status = repeat_until_closed(ledger, start_one)
         assert status.code in (StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.OUT_OF_RANGE)
 
     for n in range(10):
         with paired(app, "client" if n % 2 else "server") as (endpoint, oracle), ThreadPoolExecutor(4) as threads:
-            together = threading.Barrier(4)
+            together, begun = threading.Barrier(4), threading.Semaphore(0)
             oracle.sendall(pattern(100_000))
-            buffer = SliceBuffer()
+            read = partial(endpoint.read, buffer=SliceBuffer())
+            write = partial(_write_some, endpoint)
             running = [
-                threads.submit(until_closed, lambda callback: endpoint.read(callback, buffer), together),  # noqa: B023
-                threads.submit(
-                    until_closed,
-                    lambda callback: endpoint.write(callback, SliceBuffer([b"x" * 1000])),
-                    together,
-                ),
+                threads.submit(until_closed, read, together, begun),
+                threads.submit(until_closed, write, together, begun),
                 threads.submit(lambda: (together.wait(TIMEOUT), [secured(endpoint).session for _ in range(20)])),  # noqa: B023
             ]
             together.wait(TIMEOUT)
-            time.sleep(0.001 * n)  # a random moment; nothing is waited for
+            for _ in range(5 * n):  # the close comes after so many reads and writes have begun
+                assert begun.acquire(timeout=TIMEOUT)
             endpoint.close()
             for thread in running:
                 thread.result(TIMEOUT)
             with suppress(OSError):
                 receive_all(oracle)
+
+
+def _write_some(endpoint: Endpoint, callback: Callback[Status]) -> bool:
+    return endpoint.write(callback, SliceBuffer([b"x" * 1000]))
 
 
 def test_an_endpoint_that_is_collected_is_closed_with_a_warning(app: Application) -> None:

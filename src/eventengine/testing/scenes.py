@@ -15,8 +15,8 @@ from typing import TypeVar
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.engine import Endpoint
-from eventengine.status import Status
-from eventengine.testing.application import Application, Callback
+from eventengine.status import ClosedResourceError, Status, StatusCode
+from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.oracle import TIMEOUT, OracleServer
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "never_inline",
     "no_descriptors_left",
     "port_without_listener",
+    "repeat_until_closed",
     "unix_address",
 ]
 
@@ -105,6 +106,22 @@ def held(app: Application) -> Generator[Callable[[], None]]:
         finally:
             released.set()
         close_if_connected(on_connect.result())
+
+
+def repeat_until_closed(ledger: Ledger, start: Callable[[Callback[Status]], bool]) -> Status:
+    """Reads or writes again and again, as `start` does, and returns what ended that: CANCELLED, too, when the endpoint
+    was closed between two of them."""
+    status = Status.OK
+    while status.ok:
+        callback = Callback[Status](ledger)
+        try:
+            if start(callback):
+                callback(Status.OK)
+        except ClosedResourceError:
+            callback.times = 0
+            return Status(StatusCode.CANCELLED, "the endpoint was closed")
+        status = callback.result()
+    return status
 
 
 def never_inline(app: Application, begin: Callable[[Callable[[T], None]], object]) -> T:

@@ -14,6 +14,7 @@ from eventengine.status import BusyResourceError, ClosedResourceError, Status, S
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.pairs import Pair, full, meanwhile, nothing, paired, see_the_end
 from eventengine.testing.oracle import TIMEOUT, pattern, receive, receive_all
+from eventengine.testing.scenes import repeat_until_closed
 
 MORE_THAN_FITS = bytes(16 << 20)
 
@@ -128,17 +129,7 @@ def test_a_close_raced_with_reads_and_writes_loses_no_callback(app: Application,
 
     def until_closed(start: Callable[[Callback[Status]], bool], together: threading.Barrier) -> None:
         together.wait(TIMEOUT)
-        status = Status.OK
-        while status.ok:
-            callback = Callback[Status](ledger)
-            try:
-                if start(callback):
-                    callback(Status.OK)
-            except ClosedResourceError:
-                callback.times = 0
-                return
-            status = callback.result()
-        assert status.code is StatusCode.CANCELLED
+        assert repeat_until_closed(ledger, start).code is StatusCode.CANCELLED
 
     for n in range(30):
         with paired(app, "client" if n % 2 else "server") as (endpoint, oracle):
