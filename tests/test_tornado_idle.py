@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 import pytest
 
@@ -17,16 +16,12 @@ from tornado.web import Application, RequestHandler
 from eventengine import ResourceQuota
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPServer, bound
 from tornado_certificate import contexts
+from tornado_serving import run, until
 
 
 class Here(RequestHandler):
     def get(self) -> None:
         self.write("here")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # a quota has no event
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["over", "somebody waits"])
@@ -73,7 +68,7 @@ def test_idle_connections_are_charged_and_closed_when_the_quota_is_short_and_bus
         await until(lambda: quota.memory.used == 0)
         assert not quota.memory.reclaimers
 
-    asyncio.run(case())
+    run(case)
 
 
 def test_a_server_whose_quota_is_full_leaves_connections_in_the_backlog_until_there_is_room() -> None:
@@ -93,7 +88,7 @@ def test_a_server_whose_quota_is_full_leaves_connections_in_the_backlog_until_th
         server.stop()
         await server.close_all_connections()
 
-    asyncio.run(case())
+    run(case)
 
 
 def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_tls() -> None:
@@ -124,4 +119,4 @@ def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_t
         assert await reader.read() == b""
         server.stop()
 
-    asyncio.run(case())
+    run(case)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -23,13 +23,15 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from eventengine import ResourceQuota, admission, unsent
-from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
+from eventengine import ResourceQuota
+from eventengine.bridges.tornado import QuotaHTTPServer, httpserver
 from tornado_certificate import contexts
+from tornado_serving import KIB, MIB, digest, free_connections, impatient, run, serving_site, until
 
-KIB = 1 << 10
-MIB = 1 << 20
-TIMEOUT = 60.0
+__all__ = ["free_connections", "impatient"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("free_connections")
+
 BODY = bytes(range(256)) * (32 * KIB)
 
 
@@ -97,29 +99,18 @@ class Early(RequestHandler):
         pass
 
 
-@asynccontextmanager
-async def serving(quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any) -> AsyncIterator[int]:
-    """Gives the port of a site; in the end all its connections are closed, and nothing is charged any more."""
-    application = Application(
-        [
-            ("/", Digest, {"gate": gate}),
-            ("/counting", Counting),
-            ("/early", Early),
-            ("/slow", Slow, {"gate": gate}),
-            ("/body", Body),
-            ("/cycle", Cycle),
-        ]
-    )
-    server = QuotaHTTPServer(application, quota=quota, **options)
-    [sock] = bind_sockets(0, "127.0.0.1")
-    server.add_sockets([sock])
-    try:
-        yield sock.getsockname()[1]
-    finally:
-        server.stop()
-        await server.close_all_connections()
-    await until(lambda: not quota.memory.used)
-    assert not quota.memory.somebody_waits
+def serving(
+    quota: ResourceQuota, gate: asyncio.Event | None = None, **options: Any
+) -> AbstractAsyncContextManager[int]:
+    pages = [
+        ("/", Digest, {"gate": gate}),
+        ("/counting", Counting),
+        ("/early", Early),
+        ("/slow", Slow, {"gate": gate}),
+        ("/body", Body),
+        ("/cycle", Cycle),
+    ]
+    return serving_site(quota, pages, **options)
 
 
 class Client:
@@ -158,34 +149,6 @@ class Client:
     async def put(self, body: bytes, path: str = "/") -> tuple[int, str]:
         self.begin(body, len(body), path=path)
         return await self.answer()
-
-
-def run(case: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(case(), TIMEOUT))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # a quota has no event
-        await asyncio.sleep(0.001)
-
-
-def digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests here count the bytes of bodies and answers; tests/test_tornado_idle.py has what connections cost."""
-    monkeypatch.setattr(streams, "COST", 0)
-    monkeypatch.setattr(unsent, "COST", 0)
-    monkeypatch.setattr(streams, "TLS_COST", 0)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stalls is cut soon."""
-    monkeypatch.setattr(admission, "STALLED", 0.05)
-    monkeypatch.setattr(admission, "_LOOKS", 0.01)
 
 
 def test_a_body_is_charged_until_its_request_is_over() -> None:

@@ -20,15 +20,15 @@ from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 from tornado.web import Application, RequestHandler
 
-from eventengine import ResourceQuota, admission, unsent
+from eventengine import ResourceQuota, unsent
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPClient, QuotaTCPServer, reads, streams
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded
 from tornado_certificate import contexts
+from tornado_serving import KIB, MIB, impatient, run, until
 
-KIB = 1 << 10
-MIB = 1 << 20
-TIMEOUT = 60.0
+__all__ = ["impatient"]  # a fixture
+
 BODY = bytes(range(256)) * (4 * KIB)
 CHUNK = 64 * KIB  # what a stream reads at a time
 
@@ -89,15 +89,6 @@ async def client(
             await writer.wait_closed()
 
 
-def run(case: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(case(), TIMEOUT))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # a quota has no event
-        await asyncio.sleep(0.001)
-
-
 async def turns(count: int = 100) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -110,13 +101,6 @@ def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsent, "COST", 0)
     monkeypatch.setattr(streams, "TLS_COST", 0)
     monkeypatch.setattr(reads, "TLS_COST", 0)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stalls is cut soon."""
-    monkeypatch.setattr(admission, "STALLED", 0.05)
-    monkeypatch.setattr(admission, "_LOOKS", 0.01)
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -851,7 +835,9 @@ def test_an_idle_client_over_tls_hears_of_the_end(tls: Tls) -> None:
             stream = await QuotaTCPClient(quota="1MiB").connect("127.0.0.1", port, ssl_options=tls[1])
             stream.set_close_callback(closed.set)
             await turns()
+            assert not closed.is_set()
             gate.set()
             await closed.wait()
+            assert stream.closed()
 
     run(case)

@@ -8,24 +8,26 @@ import hashlib
 import os
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
-from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
+from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
-from eventengine import ResourceQuota, admission, unsent
-from eventengine.bridges.tornado import QuotaHTTPServer, streams
+from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado.websockets import Message
 from tornado_certificate import contexts
+from tornado_serving import KIB, digest, free_connections, run, serving_site, until
 
-KIB = 1 << 10
+__all__ = ["free_connections"]  # a fixture
+
+pytestmark = pytest.mark.usefixtures("free_connections")
+
 FINAL, CONTINUES, BINARY, PING = 0x80, 0, 2, 9
 
 
@@ -51,31 +53,12 @@ class Here(RequestHandler):
         self.write("here")
 
 
-@pytest.fixture(autouse=True)
-def free_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests here count the bytes of messages."""
-    monkeypatch.setattr(streams, "COST", 0)
-    monkeypatch.setattr(unsent, "COST", 0)
-    monkeypatch.setattr(streams, "TLS_COST", 0)
-
-
-@asynccontextmanager
-async def serving(
+def serving(
     quota: ResourceQuota,
     context: ssl.SSLContext | None = None,
     pages: Sequence[tuple[Any, ...]] = (("/", Digest), ("/here", Here)),
-) -> AsyncIterator[int]:
-    """Gives the port of a site; in the end nothing is charged any more."""
-    server = QuotaHTTPServer(Application([*pages]), quota=quota, ssl_options=context)
-    [sock] = bind_sockets(0, "127.0.0.1")
-    server.add_sockets([sock])
-    try:
-        yield sock.getsockname()[1]
-    finally:
-        server.stop()
-        await server.close_all_connections()
-    await until(lambda: not quota.memory.used)
-    assert not quota.memory.somebody_waits
+) -> AbstractAsyncContextManager[int]:
+    return serving_site(quota, pages, ssl_options=context)
 
 
 def frame(first: int, payload: bytes, length: int | None = None) -> bytes:
@@ -125,19 +108,6 @@ class Client:
             return not await self.reader.read(1)
         except ConnectionError:
             return True
-
-
-def run(case: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(case(), 60.0))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # a quota has no event
-        await asyncio.sleep(0.001)
-
-
-def digest(message: bytes) -> str:
-    return hashlib.sha256(message).hexdigest()
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
