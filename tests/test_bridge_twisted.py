@@ -123,13 +123,15 @@ class TestBorrowedReactor(BorrowedLoopCases):
     ) -> None:
         """As trial does after a test that has left something."""
 
-        def drop_all() -> None:
-            for descriptor in running_loop.target.removeAll():
+        def drop_all() -> int:
+            dropped = running_loop.target.removeAll()
+            for descriptor in dropped:
                 descriptor.connectionLost(Failure(CONNECTION_LOST))
+            return len(dropped)
 
         with listening(engine) as address:
             exchange(address)
-            running_loop.call(drop_all)
+            assert running_loop.call(drop_all)
             exchange(address)
 
 

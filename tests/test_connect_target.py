@@ -409,19 +409,21 @@ def test_a_resolver_that_was_given_stays_open_and_is_asked_in_place_of_the_targe
 
 def test_on_connect_is_never_called_within_the_call(app: Application, unix_folder: Path) -> None:
     with OracleServer() as server, OracleServer(unix_address(unix_folder / "s")) as unix, refusing(1) as bad:
-        for target in (
-            str(server.address),
-            f"localhost:{server.address.port}",
-            str(unix.address),
-            str(bad[0]),
-            f"unix:{unix_folder}/nobody",
-            "ipv4:127.0.0.1:0",
+        for target, connects in (
+            (str(server.address), True),
+            (f"localhost:{server.address.port}", True),
+            (str(unix.address), True),
+            (str(bad[0]), False),
+            (f"unix:{unix_folder}/nobody", False),
+            ("ipv4:127.0.0.1:0", False),
         ):
 
             def begin(on_connect: Callable[[Connected], None], target: str = target) -> None:
                 start(app, on_connect, target)
 
-            close_if_connected(never_inline(app, begin))
+            result = never_inline(app, begin)
+            assert isinstance(result, Endpoint) == connects, result
+            close_if_connected(result)
 
 
 def test_after_a_cancel_that_was_in_time_nobody_is_told(anywhere: Application) -> None:
@@ -582,7 +584,9 @@ def test_what_begins_while_the_engine_closes_is_refused_or_told(app: Application
             lambda: [app.on_loop(lambda: None), app.engine.close()],
         )
         for on_connect in callbacks:
-            close_if_connected(on_connect.result())
+            result = on_connect.result()
+            assert isinstance(result, Endpoint) or result.code in (StatusCode.CANCELLED, StatusCode.UNAVAILABLE)
+            close_if_connected(result)
 
 
 # Abandoned
