@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import classImplements  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from eventengine.bridges.twisted.borrowed import DONE, Receiver, Transport, borrow_transport, number_of
+from eventengine.bridges.twisted.channels import as_pausable
 from eventengine.engine import Endpoint, StatusOr
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.status import Status, StatusCode
@@ -34,6 +35,8 @@ class EndpointProtocol(Receiver):
 
         connectProtocol(HostnameEndpoint(reactor, "example.org", 80), EndpointProtocol(engine, allocator, on_connect))
 
+    Of an SSH channel of twisted.conch's, too, on either side.
+
     Args:
         engine: On the reactor of the connection.
         memory_allocator: What the endpoint draws its memory from.
@@ -54,7 +57,10 @@ class EndpointProtocol(Receiver):
         self._on_connect: Callable[[StatusOr[Endpoint]], object] | None = on_connect
 
     def makeConnection(self, transport: ITransport) -> None:
-        self._made = cast("Transport", transport)
+        call_later = self._loop.host.call_later
+        self._made = as_pausable(
+            cast("Transport", transport), lambda function: call_later(0.0, function), self.readConnectionLost
+        )
         super().makeConnection(transport)  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
 
     def connectionMade(self) -> None:
