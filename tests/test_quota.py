@@ -53,7 +53,7 @@ def test_a_quota_has_a_name_and_three_limits() -> None:
         8,
         10_000,
     )
-    assert repr(quota) == "<ResourceQuota 'site' memory 0 of 67108864 bytes>"
+    assert repr(quota) == "<ResourceQuota 'site' memory 0 of 67108864 bytes, connections 0 of 10000>"
 
 
 @pytest.mark.parametrize("memory", [256, 1000, "1000", "1000B"])
@@ -220,6 +220,16 @@ def test_connections_are_taken_up_to_the_limit() -> None:
     connections = ResourceQuota(connections=2).connections
     assert [connections.try_take(lambda: None) for _ in range(3)] == [True, True, False]
     assert (connections.used, connections.size) == (2, 2)
+
+
+def test_connections_are_counted_where_there_is_no_limit_and_nothing_piles_up() -> None:
+    connections = ResourceQuota().connections
+    for _ in range(1000):
+        connections.add()
+        assert connections.try_take(lambda: pytest.fail("it did not wait"))
+        connections.give()
+    assert len(connections._given) <= 1
+    assert (connections.used, connections.size) == (1000, None)
 
 
 def test_a_connection_that_is_given_back_wakes_who_waits_the_longest_once() -> None:

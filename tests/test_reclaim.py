@@ -224,8 +224,9 @@ class Idle:
 
     def __init__(self, idle: int) -> None:
         self.loop = Loop()
-        self.memory = ResourceQuota(memory=64 * KIB).memory
-        self.connections = Connections(self.memory, self.loop, 4 * KIB, self.close_some)
+        self.quota = ResourceQuota(memory=64 * KIB)
+        self.memory = self.quota.memory
+        self.connections = Connections(self.quota, self.loop, self.close_some)
         self.idle = idle
         self.asked = 0
 
@@ -246,9 +247,18 @@ def test_a_connection_is_charged_from_its_opening_to_its_closing() -> None:
     site = Idle(idle=0)
     for _ in range(15):
         site.connections.opened(4 * KIB)
-    assert (site.memory.used, site.connections.may_open) == (60 * KIB, False)  # 0.99 of 64 KiB are 63.4
+    assert (site.memory.used, site.connections.may_open(4 * KIB)) == (60 * KIB, False)  # 0.99 of 64 KiB are 63.4
+    assert site.quota.connections.used == 15
     site.connections.closed(4 * KIB)
-    assert (site.memory.used, site.connections.may_open) == (56 * KIB, True)
+    assert (site.memory.used, site.connections.may_open(4 * KIB)) == (56 * KIB, True)
+    assert site.quota.connections.used == 14
+
+
+def test_whether_there_is_room_for_another_depends_on_what_it_costs() -> None:
+    site = Idle(idle=0)
+    site.connections.opened(40 * KIB)
+    assert site.connections.may_open(20 * KIB)
+    assert not site.connections.may_open(24 * KIB)  # though no more than 0.8 is used
 
 
 def test_idle_ones_are_closed_as_many_as_the_shortage_asks_for() -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ pytest.importorskip("twisted", reason="Twisted is not installed")
 
 from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -356,7 +359,7 @@ def test_a_request_that_is_no_http_is_answered_and_leaves_nothing(serve: Serve) 
     ("quota", "kind", "said"),
     [
         ("12XiB", ValueError, "'12XiB' is not a size"),
-        ("10", ValueError, "no room for a single read"),
+        ("10", ValueError, "no room to serve a connection"),
         (1.5, TypeError, "not float"),
         (None, TypeError, "NoneType"),
     ],
@@ -364,6 +367,30 @@ def test_a_request_that_is_no_http_is_answered_and_leaves_nothing(serve: Serve) 
 def test_what_is_no_quota_is_said(quota: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         QuotaSite(Resource(), quota=quota, reactor=object())
+
+
+def test_the_least_serves_one_after_the_other_and_many_at_once(serve: Serve) -> None:
+    served = serve("128KiB")
+    body = bytes(3000)
+    for _ in range(5):
+        assert served.connect().put(body) == (200, digest(body))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: served.connect().put(body), range(8)))
+    assert answers == [(200, digest(body))] * 8
+
+
+def test_the_log_says_once_what_is_bounded() -> None:
+    lines: list[str] = []
+    observe: Callable[[Any], object] = lambda event: lines.append(formatEvent(event))  # noqa: E731
+    site = QuotaSite(Digest(), quota=ResourceQuota("mine", memory="1MiB"), reactor=Clock())
+    globalLogPublisher.addObserver(observe)
+    try:
+        for _ in range(2):
+            site.startFactory()
+            site.stopFactory()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert lines == ["connections are bounded by the quota 'mine': 1 MiB of memory"]
 
 
 # The program's reactor
@@ -403,7 +430,8 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
 def test_twist_serves_a_file_within_the_quota_that_the_environment_says(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_bytes(BODY)
     with twist(tmp_path, EVENTENGINE_MEMORY="64MiB") as process:
-        port = int(read_until(process, r"Site starting on (\d+)")[1])
+        line = r"Site starting on (\d+)[^\0]*connections are bounded by the quota 'twisted': 64 MiB of memory"
+        port = int(read_until(process, line)[1])
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as client:
             client.sendall(b"GET /file.txt HTTP/1.0\r\n\r\n")
             answer = b""
@@ -418,7 +446,8 @@ def test_twist_says_which_variable_it_does_not_understand(tmp_path: Path, name: 
     with twist(tmp_path, **{name: text}) as process:
         output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
-    assert f"{name} is '{text}'" in output
+    assert output.startswith(f"Error: {name} is '{text}': ")
+    assert "Traceback" not in output
 
 
 INSTALL = """
@@ -439,13 +468,43 @@ INSTALL = """
     from twisted.internet.error import ReactorAlreadyInstalledError
     try:
         install()
-    except ReactorAlreadyInstalledError:
-        print("installed once")
+    except ReactorAlreadyInstalledError as error:
+        print(error)
 """
 
 
 def test_install_makes_the_program_s_reactor() -> None:
-    assert run_python(INSTALL).stdout == "installed once\n"
+    assert run_python(INSTALL).stdout == (
+        "the program has a QuotaReactor already; call install before anything imports twisted.internet.reactor\n"
+    )
+
+
+def test_install_says_what_to_do_when_there_is_another_reactor() -> None:
+    code = """
+        from twisted.internet import reactor
+        from twisted.internet.error import ReactorAlreadyInstalledError
+        from eventengine.bridges.twisted.reactor import install
+        try:
+            install("1MiB")
+        except ReactorAlreadyInstalledError as error:
+            print(str(error).replace(type(reactor).__name__, "reactor"))
+    """
+    assert run_python(code).stdout == (
+        "the program has a reactor already; call install before anything imports twisted.internet.reactor\n"
+    )
+
+
+def test_a_variable_that_is_not_known_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTENGINE_MEMROY", "64MiB")
+    code = """
+        import sys
+        from twisted.logger import globalLogBeginner, textFileLogObserver
+        from eventengine.bridges.twisted.reactor import install
+        install()
+        globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    """
+    [line] = run_python(code).stdout.splitlines()
+    assert "EVENTENGINE_MEMROY is set, and no such variable is known: EVENTENGINE_MEMORY and EV" in line
 
 
 @pytest.mark.parametrize(
@@ -471,6 +530,7 @@ def test_install_takes_its_quota_from_the_environment(
         ("EVENTENGINE_MEMORY", "abc"),
         ("EVENTENGINE_MEMORY", "0"),
         ("EVENTENGINE_MEMORY", "10"),
+        ("EVENTENGINE_MEMORY", "127KiB"),
         ("EVENTENGINE_CONNECTIONS", "1.5"),
         ("EVENTENGINE_CONNECTIONS", "0"),
         ("EVENTENGINE_CONNECTIONS", "-1"),

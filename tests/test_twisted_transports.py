@@ -21,6 +21,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
 from twisted.internet.selectreactor import SelectReactor
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -1114,7 +1116,7 @@ def test_a_stream_that_is_cut_is_stopped(make_home: MakeHome) -> None:
 
 
 def test_a_write_larger_than_the_quota_arrives_if_the_kernel_takes_it(make_home: MakeHome) -> None:
-    home = make_home("64KiB")
+    home = make_home("128KiB")
     client, protocol = home.pair()
     size = 300 * KIB
     home.call(lambda: protocol.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size))
@@ -1688,6 +1690,66 @@ def test_endpoints_are_written_as_strings(make_other_home: MakeHome) -> None:
     until(lambda: (server.quota.memory.used, client.quota.memory.used) == (0, 0))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quota:0:interface=127.0.0.1:memory=1MiB",
+        "quota:port=0:interface=127.0.0.1:memory=1MiB:backlog=5:connections=7",
+        "quota:0:127.0.0.1:memory=1MiB",
+        "quota:0:127.0.0.1:5:memory=1MiB",
+        "quota:127.0.0.1:port=0:memory=1MiB",
+    ],
+)
+@pytest.mark.parametrize(
+    "client",
+    [
+        "quota:host=127.0.0.1:port={}:memory=1MiB",
+        "quota:127.0.0.1:{}:memory=1MiB",
+        "quota:127.0.0.1:port={}:memory=1MiB",
+        "quota:{}:host=127.0.0.1:memory=1MiB:timeout=5",
+        "quota:127.0.0.1:{}:memory=1MiB:bindAddress=127.0.0.1",
+    ],
+)
+def test_endpoints_take_what_those_of_tcp_take(make_installed_home: MakeHome, text: str, client: str) -> None:
+    home = make_installed_home()
+    server = serverFromString(home.reactor, text)
+    port = home.keep_port(home.await_deferred(lambda: server.listen(home.factory())))
+    assert port.getHost().host == "127.0.0.1"
+    one = clientFromString(home.reactor, client.format(port.getHost().port))
+    protocol = home.await_deferred(lambda: one.connect(home.factory()))
+    other = [each for each in (home.next(), home.next()) if each is not protocol]
+    home.call(lambda: protocol.write(b"hello"))
+    until(lambda: other[0].received == b"hello")
+    home.call(lambda: protocol.transport.loseConnection())
+    until(lambda: protocol.losses and other[0].losses)
+
+
+@pytest.mark.parametrize("text", ["quota:0:interface=:memory=1MiB", "quota:memory=1MiB:port=0"])
+def test_without_an_interface_it_is_all_of_them(text: str) -> None:
+    assert serverFromString(None, text)._endpoint._interface == "0.0.0.0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the whole of 127.0.0.0/8 is the machine itself")
+def test_a_client_comes_from_where_it_is_told_to(make_installed_home: MakeHome) -> None:
+    home = make_installed_home()
+    port = home.listen()
+    for make in (
+        lambda where: QuotaClientEndpoint(home.reactor, where, quota="1MiB", bind_address="127.0.0.9"),
+        lambda where: clientFromString(home.reactor, f"quota:{where}:bindAddress=127.0.0.9:memory=1MiB"),
+    ):
+        where = f"127.0.0.1:{port.getHost().port}"
+        protocol = home.await_deferred(lambda where=where, make=make: make(where).connect(home.factory()))
+        home.next()
+        home.next()
+        assert protocol.transport.getHost().host == "127.0.0.9"
+        home.call(protocol.transport.loseConnection)
+
+
+def test_a_unix_socket_is_connected_from_nowhere() -> None:
+    with pytest.raises(ValueError, match="unix:/path has no bind_address"):
+        QuotaClientEndpoint(object(), "unix:/path", quota="1MiB", bind_address="127.0.0.1")
+
+
 def test_an_interface_of_ipv6_is_written_with_its_colons_escaped(make_installed_home: MakeHome) -> None:
     if not has_ipv6():
         pytest.skip("needs IPv6")
@@ -1761,12 +1823,22 @@ def test_tls_over_a_client_endpoint_is_charged(make_installed_home: MakeHome, tl
     ("text", "said"),
     [
         ("quota:0", "needs memory="),
-        ("quota:0:memory=abc", "'abc' is not a size"),
-        ("quota:0:memory=", "is not a size"),
-        ("quota:0:memory=10", "no room for a single read"),
-        ("quota:0:memory=1MiB:memroy=2MiB", "has no option 'memroy'"),
-        ("quota:0:1:memory=1MiB", "takes 1 values without a name, not 2"),
-        ("quota:memory=1MiB", "takes 1 values without a name, not 0"),
+        ("quota:0:memory=abc", "memory is 'abc': 'abc' is not a size"),
+        ("quota:0:memory=", "memory is '': '' is not a size"),
+        ("quota:0:memory=10", "memory is '10': a quota of 10 bytes has no room to serve a connection"),
+        (
+            "quota:0:memory=1MiB:memroy=2MiB",
+            "has no option 'memroy'; port, interface, backlog, memory, connections are allowed",
+        ),
+        (
+            "quota:0:127.0.0.1:5:1MiB",
+            "has a value too many: '1MiB'; port, interface, backlog, memory, connections",
+        ),
+        ("quota:0:1MiB", "needs memory=, as in memory=64MiB"),
+        ("quota:memory=1MiB", "needs port="),
+        ("quota:memory=1MiB:timeout=5", "has no option 'timeout'"),
+        ("quota:0:nowhere:memory=1MiB", "nowhere"),
+        ("quota:0::many:memory=1MiB", "backlog is 'many'"),
         ("quota:http:memory=1MiB", "http"),
         ("quota:70000:memory=1MiB", "70000"),
         ("quota:-1:memory=1MiB", "-1"),
@@ -1785,14 +1857,20 @@ def test_what_is_no_server_is_said_before_anything_listens(text: str, said: str)
     ("text", "said"),
     [
         ("quota:host=localhost:port=1", "needs memory="),
-        ("quota:host=localhost:port=1:memory=abc", "'abc' is not a size"),
+        ("quota:host=localhost:port=1:memory=abc", "memory is 'abc': 'abc' is not a size"),
+        ("quota:host=localhost:port=1:memory=127KiB", "memory is '127KiB': .* give 128 KiB or more"),
+        ("quota:localhost:memory=1MiB", "needs port="),
+        ("quota:1:host=localhost:port=1:memory=1MiB", "has a value too many: '1'"),
         ("quota:host=localhost:memory=1MiB", "needs port="),
         ("quota:port=1:memory=1MiB", "needs host="),
         ("quota:host=localhost:port=http:memory=1MiB", "'localhost:http' is not an address"),
         ("quota:host=localhost:port=70000:memory=1MiB", "'localhost:70000' is not an address"),
         ("quota:host=:port=1:memory=1MiB", "':1' is not an address"),
         ("quota:host=localhost:port=1:memory=1MiB:timeout=soon", "timeout is 'soon'"),
-        ("quota:host=localhost:port=1:memory=1MiB:interface=any", "has no option 'interface'"),
+        (
+            "quota:host=localhost:port=1:memory=1MiB:interface=any",
+            "has no option 'interface'; host, port, timeout, bindAddress, memory are allowed",
+        ),
     ],
 )
 def test_what_is_no_client_is_said_before_anything_connects(text: str, said: str) -> None:
@@ -1805,7 +1883,7 @@ def test_what_is_no_client_is_said_before_anything_connects(text: str, said: str
     ("address", "quota", "kind", "said"),
     [
         ("127.0.0.1:0", "12XiB", ValueError, "'12XiB' is not a size"),
-        ("127.0.0.1:0", "10", ValueError, "no room for a single read"),
+        ("127.0.0.1:0", "10", ValueError, "no room to serve a connection"),
         ("127.0.0.1:0", 1.5, TypeError, "not float"),
         ("127.0.0.1:0", True, TypeError, "not bool"),
         ("127.0.0.1:0", b"1MiB", TypeError, "not bytes"),
@@ -1882,3 +1960,184 @@ def test_only_so_many_connections_are_accepted_as_the_quota_allows(make_home: Ma
     one.close()
     until(lambda: first.losses)
     home.next()
+
+
+# The least quota, and what the log says
+
+
+LEAST = 128 * KIB
+
+
+class Echo(Recorder):
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        super().dataReceived(data)
+        self.write(data)
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines of this package's that are logged meanwhile."""
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event["log_namespace"].startswith("eventengine."):
+            lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+@pytest.mark.parametrize("quota", [LEAST - 1, "127KiB", ResourceQuota(memory=300)], ids=["int", "text", "quota"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        QuotaReactor,
+        lambda quota: QuotaServerEndpoint(object(), "127.0.0.1:0", quota=quota),
+        lambda quota: QuotaClientEndpoint(object(), "127.0.0.1:1", quota=quota),
+    ],
+    ids=["reactor", "server", "client"],
+)
+def test_less_than_the_least_is_refused_by_one_sentence(make: Callable[[Any], object], quota: Any) -> None:
+    with (
+        nothing_left(),
+        pytest.raises(
+            ValueError, match=r"^a quota of \d+ bytes has no room to serve a connection; give 128 KiB or more$"
+        ),
+    ):
+        make(quota)
+
+
+def visit(home: Home, port: Any, context: ssl.SSLContext | None) -> None:
+    """A client comes, is served, and goes."""
+    sock = home.connect(port)
+    if context is not None:
+        sock = over_tls(home, sock, context)
+    for data in (b"hello", BODY[:3000]):
+        sock.sendall(data)
+        assert receive(sock, len(data)) == data
+    sock.close()
+
+
+@pytest.mark.parametrize("over", ["plain", "tls"])
+def test_the_least_serves_one_after_the_other_and_many_at_once(
+    make_installed_home: MakeHome, request: pytest.FixtureRequest, over: str
+) -> None:
+    creator, context = (None, None) if over == "plain" else request.getfixturevalue("tls")
+    home = make_installed_home("128KiB")
+    factory = home.factory(Echo)
+    port = home.keep_port(
+        home.call(
+            lambda: (
+                home.reactor.listenTCP(0, factory, interface="127.0.0.1")
+                if creator is None
+                else home.reactor.listenSSL(0, factory, creator, interface="127.0.0.1")
+            )
+        )
+    )
+    for _ in range(5):
+        visit(home, port, context)
+    # They are there before the port accepts one, so that it takes as many as it likes.
+    with ThreadPoolExecutor(8) as pool:
+        going = threading.Event()
+        home.reactor.callFromThread(going.wait, TIMEOUT)
+        visits = [pool.submit(visit, home, port, context) for _ in range(8)]
+        until(lambda: len(home._sockets) >= 13)
+        going.set()
+        for each in visits:
+            each.result(TIMEOUT)
+    assert home.memory.peak <= LEAST
+
+
+def test_of_a_crowd_as_many_are_accepted_as_leave_room_to_read(make_home: MakeHome) -> None:
+    home = make_home("128KiB")
+    port = home.listen(build=Echo)
+    clients = home.call(lambda: [home.connect(port) for _ in range(45)])  # before the reactor's next turn
+    until(lambda: home.memory.somebody_waits)
+    assert home.memory.used <= LEAST * 99 // 100
+    for client in clients:  # each of whom makes room for another
+        client.sendall(b"hello")
+        assert receive(client, 5) == b"hello"
+        client.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+def test_connections_are_counted_where_there_is_no_limit(make_home: MakeHome, family: int) -> None:
+    home = make_home()
+    port = home.listen(family)
+    clients = [home.pair_at(port)[0] for _ in range(3)]
+    until(lambda: home.quota.connections.used == 3)
+    clients[0].close()
+    until(lambda: home.quota.connections.used == 2)
+    for client in clients:
+        client.close()
+    until(lambda: home.quota.connections.used == 0)
+
+
+def test_the_log_says_once_what_is_bounded(make_home: MakeHome) -> None:
+    with logged() as lines:
+        home = make_home(ResourceQuota("mine", memory="64MiB", connections=1))
+        home.listen()
+        home.listen(socket.AF_UNIX)
+        home.loop.pass_turns(2)
+    assert lines == ["connections are bounded by the quota 'mine': 64 MiB of memory and 1 connection"]
+
+
+def test_the_log_says_that_there_is_no_limit(make_home: MakeHome) -> None:
+    with logged() as lines:
+        make_home(ResourceQuota("mine")).loop.pass_turns(2)
+    assert lines == ["what connections hold is counted by the quota 'mine', which has no limit"]
+
+
+def test_an_endpoint_says_once_what_is_bounded_when_it_listens(make_other_home: MakeHome) -> None:
+    home = make_other_home("64MiB")
+    with logged() as lines:
+        endpoint = QuotaServerEndpoint(home.reactor, "127.0.0.1:0", quota=home.quota)
+        assert lines == []
+        for _ in range(2):
+            home.keep_port(home.await_deferred(lambda: endpoint.listen(home.factory())))
+    assert lines == [f"connections are bounded by the quota {home.quota.name!r}: 64 MiB of memory"]
+
+
+def test_that_the_limit_of_connections_is_reached_is_logged_once_a_second(make_home: MakeHome) -> None:
+    home = make_home(ResourceQuota("mine", memory="1MiB", connections=2))
+    port = home.listen()
+    with logged() as lines:
+        home.pair_at(port)
+        assert lines == []
+        one, _ = home.pair_at(port)
+        home.connect(port)
+        home.loop.pass_turns(5)
+        one.close()
+        home.next()
+        home.loop.pass_turns(5)
+    quota = "<ResourceQuota 'mine' memory 8192 of 1048576 bytes, connections 2 of 2>"
+    assert lines == [f"{quota} has no room for one more connection: new ones wait"]
+
+
+def test_who_waits_for_memory_is_logged(make_home: MakeHome) -> None:
+    home = make_home("1MiB")
+    port = home.listen()
+    with logged() as lines:
+        give_back = home.fill()
+        home.connect(port)
+        until(lambda: lines)
+        give_back()
+        home.next()
+    assert [line.partition("> ")[2] for line in lines] == ["has no room for one more connection: new ones wait"]
+
+
+def test_one_and_many_are_told_apart_in_the_log(make_home: MakeHome) -> None:
+    home = make_home("1MiB")
+    cut = home.reactor.bound.cut
+    with logged() as lines:
+        cut.add()
+        cut.add(2)
+        cut._told_at -= 1.0
+        cut.add()
+    assert [line.partition("full: ")[2] for line in lines] == [
+        "1 client was cut that did not read",
+        "3 clients were cut that did not read",
+    ]

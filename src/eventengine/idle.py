@@ -11,7 +11,9 @@ Rules:
    again after AGAIN seconds, for what was busy may be idle then; no timer is left when the last connection has gone.
 3. A sweep that is on its way to a loop that has ended would hold up all others: it is finished with the last
    connection. `_on_shortage` stores it first and looks at the count after, `closed` does so the other way round.
-4. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
+4. Among the quota's `connections` they are counted here where these have no limit. Where they have one, who accepts
+   takes the place before there is a connection, and gives it back.
+5. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
    finds the room, and cuts nobody for it.
 """
 
@@ -25,19 +27,20 @@ from eventengine.reclaim import ReclamationPass, ReclamationSweep
 
 if TYPE_CHECKING:
     from eventengine.admission import Scheduler, Timer
-    from eventengine.memory_quota import MemoryQuota
+    from eventengine.quota import ResourceQuota
 
 __all__ = ["Connections"]
 
 AGAIN: Final = 0.25
 _LOOKED: Final = 0.1
+_LARGE: Final = 6
+"""Of one that costs no more than a sixth of the quota there is room while not more than 0.8 is used."""
 
 
 class Connections:
     """Those of one quota on one loop.
 
     Args:
-        cost: Bytes that one is charged as a rule.
         close_idle: Closes some of those that have been idle longest, calls `closed` for each, and says whether there
             was any.
     """
@@ -49,13 +52,14 @@ class Connections:
         "_loop",
         "_memory",
         "_none_until",
+        "_places",
         "_sweep",
         "_timer",
-        "cost",
     )
 
-    def __init__(self, memory: MemoryQuota, loop: Scheduler, cost: int, close_idle: Callable[[], bool]) -> None:
-        self._memory = memory
+    def __init__(self, quota: ResourceQuota, loop: Scheduler, close_idle: Callable[[], bool]) -> None:
+        self._memory = quota.memory
+        self._places = quota.connections
         self._loop = loop
         self._close_idle = close_idle
         self._count = 0
@@ -63,17 +67,20 @@ class Connections:
         self._timer: Timer | None = None
         self._sweep: ReclamationSweep | None = None
         self._none_until = 0.0
-        self.cost = cost
 
-    @property
-    def may_open(self) -> bool:
-        """Whether there is room for one more; above 0.99 of the quota there is not."""
-        size = self._memory.size
-        return size is None or self._memory.used + self.cost <= size * 0.99
+    def may_open(self, cost: int) -> bool:
+        """Whether there is room for one more that costs as much; above 0.99 of the quota there is not."""
+        memory = self._memory
+        size = memory.size
+        if size is None or (not memory.is_tight and cost * _LARGE <= size):
+            return True
+        return memory.used + cost <= size * 0.99
 
     def opened(self, cost: int) -> None:
         """There is one more, which is charged `cost` bytes."""
         self._count += 1
+        if self._places.size is None:
+            self._places.add()
         if not self._is_posted:
             self._post()
         self._memory.take(cost, cost)
@@ -81,6 +88,8 @@ class Connections:
     def closed(self, cost: int) -> None:
         """There is one less."""
         self._count -= 1
+        if self._places.size is None:
+            self._places.give()
         self._memory.give(cost)
         if not self._count:
             self._is_posted = False

@@ -35,7 +35,7 @@ from collections.abc import Callable
 from eventengine.reclaim import Reclaimers, ReclamationPass
 from eventengine.slices import Block, Pool
 
-__all__ = ["MemoryQuota", "check_quota_size", "parse_size"]
+__all__ = ["MemoryQuota", "check_quota_size", "format_size", "parse_size"]
 
 SMALLEST_BLOCK = 256
 LARGEST_POOLED_BLOCK = 256 * 1024
@@ -66,6 +66,14 @@ def parse_size(size: int | str) -> int:
     if not 1 <= size <= UNLIMITED:
         raise ValueError(f"a size of {given!r} is out of range; it must be at least 1 and at most 2**62 bytes")
     return size
+
+
+def format_size(size: int) -> str:
+    """Text that `parse_size` reads, in the largest unit of which it is a whole number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size % _UNITS[unit.upper()] == 0:
+            return f"{size // _UNITS[unit.upper()]} {unit}"
+    return f"{size} bytes"
 
 
 def check_quota_size(size: int | str) -> int:

@@ -15,12 +15,26 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from eventengine.memory import MemoryAllocator
-from eventengine.memory_quota import UNLIMITED, MemoryQuota, check_quota_size, parse_size
+from eventengine.memory_quota import UNLIMITED, MemoryQuota, check_quota_size, format_size, parse_size
 from eventengine.status import Status, StatusCode, StatusError
+from eventengine.tally import number_of
 
-__all__ = ["ConnectionQuota", "ResourceQuota", "ThreadQuota", "as_quota"]
+__all__ = [
+    "LEAST_SERVED",
+    "ConnectionQuota",
+    "ResourceQuota",
+    "ThreadQuota",
+    "as_quota",
+    "check_served_size",
+    "describe_limits",
+]
+
+LEAST_SERVED: Final = 128 << 10
+"""Bytes of memory that a quota for connections of a framework has at least: one of Twisted's with TLS is charged half
+of that, and needs room beside it for what is read and written, and for a piece of a body."""
 
 
 class _Counter:
@@ -48,7 +62,8 @@ class _Counter:
 
     def _take(self, n: int) -> bool:
         with self._lock:
-            if self._size is not None and self._count() + n > self._size:
+            used = self._count()  # also where there is no limit, or what is given back would pile up
+            if self._size is not None and used + n > self._size:
                 return False
             self._used += n
             return True
@@ -83,6 +98,10 @@ class ConnectionQuota(_Counter):
         self.cancel_wait(on_free)  # one was given back between the two looks
         return True
 
+    def add(self) -> None:
+        """Takes one where there is no limit."""
+        self._take(1)
+
     def give(self) -> None:
         """Gives back one connection."""
         self._give(1)
@@ -90,6 +109,8 @@ class ConnectionQuota(_Counter):
 
     def wake_one(self) -> None:
         """Wakes the listener that has waited longest, if there is one."""
+        if not self._waiters:
+            return
         try:
             on_free, _ = self._waiters.popitem(last=False)
         except KeyError:
@@ -196,18 +217,46 @@ class ResourceQuota:
 
     def __repr__(self) -> str:
         limit = "without a limit" if self._memory.size is None else f"of {self._memory.size} bytes"
-        return f"<ResourceQuota {self._name!r} memory {self._memory.used} {limit}>"
+        places = self._connections
+        counted = "" if places.size is None else f", connections {places.used} of {places.size}"
+        return f"<ResourceQuota {self._name!r} memory {self._memory.used} {limit}{counted}>"
 
 
 def as_quota(quota: ResourceQuota | str | int, name: str) -> ResourceQuota:
-    """`quota`, or one with as much memory. Raises TypeError or ValueError for what is no quota."""
+    """`quota`, or one with as much memory, for connections of a framework.
+
+    Raises TypeError or ValueError for what is no quota, and for one with less than LEAST_SERVED.
+    """
     if isinstance(quota, ResourceQuota):
+        if quota.memory.size is not None:
+            check_served_size(quota.memory.size)
         return quota
     if isinstance(quota, bool) or not isinstance(quota, str | int):
         raise TypeError(
             f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
         )
-    return ResourceQuota(name, memory=check_quota_size(quota))
+    return ResourceQuota(name, memory=check_served_size(quota))
+
+
+def check_served_size(size: int | str) -> int:
+    """As `parse_size`, for a quota from which connections of a framework are served."""
+    parsed = parse_size(size)
+    if parsed < LEAST_SERVED:
+        raise ValueError(
+            f"a quota of {parsed} bytes has no room to serve a connection; give {format_size(LEAST_SERVED)} or more"
+        )
+    return parsed
+
+
+def describe_limits(quota: ResourceQuota) -> str:
+    """For the log, when something begins to be bounded."""
+    memory, connections = quota.memory.size, quota.connections.size
+    limits = [] if memory is None else [f"{format_size(memory)} of memory"]
+    if connections is not None:
+        limits.append(number_of(connections, "connection", "connections"))
+    if not limits:
+        return f"what connections hold is counted by the quota {quota.name!r}, which has no limit"
+    return f"connections are bounded by the quota {quota.name!r}: {' and '.join(limits)}"
 
 
 def _check_name(name: str) -> str:

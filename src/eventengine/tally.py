@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "number_of"]
+
+
+def number_of(n: int, one: str, more: str) -> str:
+    """As in "1 client was" and "2 clients were"."""
+    return f"{n} {one if n == 1 else more}"
 
 
 class Tally:

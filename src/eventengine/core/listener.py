@@ -91,6 +91,8 @@ class Acceptor:
         "_closed",
         "_config",
         "_factory",
+        "_give_place",
+        "_is_limited",
         "_lock",
         "_loop",
         "_memory",
@@ -119,11 +121,14 @@ class Acceptor:
         self._config = config
         self._factory = factory
         self._places: ConnectionQuota | None = None
+        self._is_limited = False
+        self._give_place: Callable[[], object] | None = None
         self._memory: MemoryQuota | None = None
         if isinstance(factory, ResourceQuota):
             self._memory = factory.memory
-            if factory.connections.size is not None:
-                self._places = factory.connections
+            self._places = factory.connections
+            self._is_limited = factory.connections.size is not None
+            self._give_place = factory.connections.give  # one for all, for each of its own takes 64 bytes
         self._lock = threading.RLock()
         self._sockets: list[_ListeningSocket] = []
         self._port = 0
@@ -277,19 +282,23 @@ class Acceptor:
         for _ in range(ACCEPTS_PER_EVENT):
             if self._closed or self._paused:
                 return
-            if self._places is not None and not self._places.try_take(self._on_place):
+            places = self._places
+            if places is not None and self._is_limited and not places.try_take(self._on_place):
                 self.pause(0)
                 return
             try:
                 sock, peer = listening.sock.accept()
             except OSError as error:
-                self._give_place_back()
+                if self._is_limited:
+                    self._give_place_back()
                 if error.errno in _EXHAUSTED:
                     self.pause(PAUSE)
                     return
                 if isinstance(error, BlockingIOError):
                     return
                 continue  # the connection broke before it was accepted (ECONNABORTED and the like, accept(2))
+            if places is not None and not self._is_limited:
+                places.add()
             try:
                 sock.setblocking(False)
                 if listening.hands_down_nothing or self._config.socket_hook is not None:
@@ -298,8 +307,7 @@ class Acceptor:
                 allocator = self._factory.create_memory_allocator("application")
                 if self._closed:  # by the hook or the factory, just now
                     raise ConnectionAbortedError
-                on_closed = None if self._places is None else self._places.give
-                endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, memory, on_closed)
+                endpoint = SocketEndpoint(self._loop, sock, peer, listening.local, memory, self._give_place)
             except BaseException as error:
                 sock.close()
                 self._give_place_back()
@@ -314,8 +322,8 @@ class Acceptor:
                 self._loop.run_callback(self._deliver, endpoint, allocator)
 
     def _give_place_back(self) -> None:
-        if self._places is not None:
-            self._places.give()
+        if self._give_place is not None:
+            self._give_place()
 
     def _deliver(self, endpoint: SocketEndpoint, allocator: MemoryAllocator) -> None:
         """Calls `on_accept` on a pool."""

@@ -18,9 +18,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from tornado.ioloop import IOLoop
+from tornado.log import gen_log
 from tornado.tcpserver import TCPServer
 
-from eventengine.bridges.tornado.bound import Bound
+from eventengine.bridges.tornado.bound import COST, TLS_COST, Bound
+from eventengine.quota import describe_limits
 
 if TYPE_CHECKING:
     from eventengine.quota import ConnectionQuota, ResourceQuota
@@ -57,19 +59,22 @@ class Gate:
         self._is_closed = False
 
     def accept(self) -> tuple[socket.socket, Any]:
-        loop = self._loop
-        if loop is None:
+        bound = self._bound
+        if bound is None:
             loop = self._loop = asyncio.get_running_loop()
-            self._bound = Bound.of(self._server.quota, loop)
-        if self._memory.is_tight and self._bound is not None and not self._bound.connections.may_open:
+            bound = self._bound = Bound.of(self._server.quota, loop)
+        cost = COST if self._server.ssl_options is None else TLS_COST
+        if not bound.connections.may_open(cost):
+            bound.crowded.add()
             self._watch(0)
             self._memory.add_waiter(self._on_room)
-            if self._bound.connections.may_open:  # there was room between the two looks
+            if bound.connections.may_open(cost):  # there was room between the two looks
                 self._memory.wake_next_waiter()
             raise BlockingIOError
         if self._places.size is None:
             return self._sock.accept()
         if not self._places.try_take(self._on_place):
+            bound.crowded.add()
             self._watch(0)
             raise BlockingIOError
         try:
@@ -77,7 +82,7 @@ class Gate:
         except BaseException:
             self._places.give()
             raise
-        self._server.came(Place(self._places), loop)
+        self._server.came(Place(self._places), bound.loop)
         return accepted
 
     def close(self) -> None:
@@ -127,8 +132,12 @@ class LimitedServer(TCPServer):
 
     quota: ResourceQuota
     _unclaimed: Place | None = None
+    _is_told = False
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        if not self._is_told:
+            self._is_told = True
+            gen_log.info("%s: %s", type(self).__name__, describe_limits(self.quota))
         super().add_sockets(cast("socket.socket", Gate(sock, self)) for sock in sockets)
 
     def came(self, place: Place, loop: asyncio.AbstractEventLoop) -> None:

@@ -17,7 +17,7 @@ from tornado.log import gen_log
 
 from eventengine.admission import Admission
 from eventengine.idle import Connections
-from eventengine.tally import Tally
+from eventengine.tally import Tally, number_of
 
 if TYPE_CHECKING:
     from eventengine.bridges.tornado.streams import Counted
@@ -49,10 +49,21 @@ class Bound:
         self.memory = quota.memory
         self.idle: dict[object, Counted] = {}
         """Streams that wait for a request, by their connection, longest first."""
-        self.connections = Connections(quota.memory, loop, COST, self._close_idle)
+        self.connections = Connections(quota, loop, self._close_idle)
         self.admission = Admission(quota.memory, loop, self.connections.close_idle)
-        self._closed = Tally(lambda n: gen_log.info("%r is short: %d idle connections were closed", quota, n))
-        self.cut = Tally(lambda n: gen_log.warning("%r is full: %d clients were cut that did not read", quota, n))
+        self._closed = Tally(
+            lambda n: gen_log.info(
+                "%r is short: %s closed", quota, number_of(n, "idle connection was", "idle connections were")
+            )
+        )
+        self.cut = Tally(
+            lambda n: gen_log.warning(
+                "%r is full: %s cut that did not read", quota, number_of(n, "client was", "clients were")
+            )
+        )
+        self.crowded = Tally(
+            lambda n: gen_log.warning("%r has no room for one more connection: new ones wait", quota)
+        )
 
     @classmethod
     def of(cls, quota: ResourceQuota, loop: asyncio.AbstractEventLoop) -> Bound:

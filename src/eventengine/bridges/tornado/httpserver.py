@@ -83,16 +83,20 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         quota: A ResourceQuota, which other servers and engines may share; or its memory alone, as in "64MiB".
         **options: As for HTTPServer.
 
-    Raises TypeError or ValueError for what is no quota.
+    Raises TypeError or ValueError for what is no quota, and for one of less than 128 KiB.
     """
 
-    def initialize(  # type: ignore[override]  # a Configurable's, which takes what its class takes
+    def initialize(
         self,
         request_callback: HTTPServerConnectionDelegate | Callable[[HTTPServerRequest], None],
         *arguments: object,
-        quota: ResourceQuota | str | int,
+        quota: ResourceQuota | str | int | None = None,
         **options: object,
     ) -> None:
+        if quota is None:
+            raise TypeError(
+                'QuotaHTTPServer needs a quota, as in HTTPServer.configure(QuotaHTTPServer, quota="64MiB")'
+            )
         self.quota = as_quota(quota, "http")
         self.body_chunk_size = READ_AHEAD  # each stream tells
         self._bounds: dict[asyncio.AbstractEventLoop, Bound] = {}

@@ -26,7 +26,7 @@ class QuotaTCPClient(TCPClient):
         resolver: As for TCPClient.
         quota: A ResourceQuota, which servers, engines and other clients may share; or its memory alone.
 
-    Raises TypeError or ValueError for what is no quota.
+    Raises TypeError or ValueError for what is no quota, and for one of less than 128 KiB.
     """
 
     def __init__(self, resolver: Resolver | None = None, *, quota: ResourceQuota | str | int) -> None:

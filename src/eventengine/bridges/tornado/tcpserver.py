@@ -36,7 +36,7 @@ class QuotaTCPServer(LimitedServer):
         quota: A ResourceQuota, which other servers and engines may share; or its memory alone, as in "64MiB".
         **options: As for TCPServer.
 
-    Raises TypeError or ValueError for what is no quota.
+    Raises TypeError or ValueError for what is no quota, and for one of less than 128 KiB.
     """
 
     def __init__(self, *, quota: ResourceQuota | str | int, **options: Any) -> None:

@@ -25,7 +25,8 @@ from twisted.logger import Logger
 
 from eventengine.admission import Admission
 from eventengine.idle import Connections
-from eventengine.tally import Tally
+from eventengine.quota import describe_limits
+from eventengine.tally import Tally, number_of
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
@@ -85,19 +86,31 @@ class Bound:
         self.quota = quota
         self.memory = quota.memory
         self.reactor = reactor
-        self.connections = Connections(quota.memory, self, COST, self._close_idle)
+        self.connections = Connections(quota, self, self._close_idle)
         self.admission = Admission(quota.memory, self, self.connections.close_idle)
         self.is_turned = False  # by a reactor of ours, which calls `send` itself
         self.is_ending = False  # the reactor: nobody waits any more
+        self._is_told = False
         self._written: list[Written] = []
         self._most_written = 1  # until the first is sent, which looks at the quota's size
         self._waiting: dict[Waiting, None] = {}
         self._trigger: object = None
         self.cut = Tally(
-            lambda n: _log.warn("{quota!r} is full: {n} clients were cut that did not read", quota=quota, n=n)
+            lambda n: _log.warn(
+                "{quota!r} is full: {number} cut that did not read",
+                quota=quota,
+                number=number_of(n, "client was", "clients were"),
+            )
         )
         self._idle = Tally(
-            lambda n: _log.info("{quota!r} is short: {n} idle connections were closed", quota=quota, n=n)
+            lambda n: _log.info(
+                "{quota!r} is short: {number} closed",
+                quota=quota,
+                number=number_of(n, "idle connection was", "idle connections were"),
+            )
+        )
+        self.crowded = Tally(
+            lambda n: _log.warn("{quota!r} has no room for one more connection: new ones wait", quota=quota)
         )
 
     @classmethod
@@ -108,6 +121,12 @@ class Bound:
             if found is None:
                 found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
             return found
+
+    def tell(self) -> None:
+        """Says in the log, once, what is bounded: something is about to be served."""
+        if not self._is_told:
+            self._is_told = True
+            _log.info("{limits}", limits=describe_limits(self.quota))
 
     def send_later(self, transport: Written) -> None:
         """Has it send at the end of this turn."""

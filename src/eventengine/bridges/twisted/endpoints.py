@@ -26,7 +26,7 @@ from zope.interface import classImplements  # pyright: ignore[reportMissingTypeS
 
 from eventengine.address import ResolvedAddress
 from eventengine.bridges.twisted.reactor import BoundedReactor
-from eventengine.quota import ResourceQuota
+from eventengine.quota import ResourceQuota, check_served_size
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -48,7 +48,7 @@ class QuotaServerEndpoint:
     Args:
         reactor: Any reactor with Twisted's own TCP, such as that of epoll, select or asyncio.
         address: `"127.0.0.1:8080"`, `"[::1]:8080"` or `"unix:/path"`, or a ResolvedAddress.
-        quota: A ResourceQuota, which others may share; or its memory alone, as in "64MiB".
+        quota: A ResourceQuota, which others may share; or its memory alone, as in "64MiB"; 128 KiB at least.
         backlog: How many connections may wait to be accepted.
 
     Raises ValueError or TypeError for what is no address or no quota, before anything listens.
@@ -90,12 +90,19 @@ class QuotaClientEndpoint:
         address: `"host:port"`, the host as a name, an IPv4 address or an IPv6 one in brackets, or `"unix:/path"`.
         quota: As for QuotaServerEndpoint.
         timeout: Seconds for the attempt.
+        bind_address: The IP address of this machine that it comes from; None: as the system chooses.
 
     Raises ValueError or TypeError for what is no address or no quota.
     """
 
     def __init__(
-        self, reactor: object, address: str, *, quota: ResourceQuota | str | int, timeout: float = _TIMEOUT
+        self,
+        reactor: object,
+        address: str,
+        *,
+        quota: ResourceQuota | str | int,
+        timeout: float = _TIMEOUT,
+        bind_address: str | None = None,
     ) -> None:
         if not isinstance(address, str):
             raise TypeError(f"address must be a str, not {type(address).__name__}")
@@ -103,12 +110,15 @@ class QuotaClientEndpoint:
         self.quota = bounded.bound.quota
         self._endpoint: Any
         if address.startswith("unix:"):
+            if bind_address is not None:
+                raise ValueError(f"{address} has no bind_address; only what is connected by TCP comes from one")
             self._endpoint = UNIXClientEndpoint(
                 bounded, ResolvedAddress.parse(address).sockaddr, cast("int", timeout)
             )
         else:
             host, port = _split(address)
-            self._endpoint = HostnameEndpoint(bounded, host, port, timeout)
+            come_from = None if bind_address is None else (bind_address, 0)
+            self._endpoint = HostnameEndpoint(bounded, host, port, timeout, come_from)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """A Deferred of the protocol, as IStreamClientEndpoint has it."""
@@ -125,22 +135,26 @@ def _split(address: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-_SERVER_OPTIONS: Final = ("interface", "backlog", "memory", "connections")
-_CLIENT_OPTIONS: Final = ("host", "port", "timeout", "memory")
+# Those that may be given without their names come first, in the order of Twisted's "tcp:".
+_SERVER_OPTIONS: Final = ("port", "interface", "backlog", "memory", "connections")
+_CLIENT_OPTIONS: Final = ("host", "port", "timeout", "bindAddress", "memory")
 
 
 class QuotaServerStringParser:
-    """`quota:8080:interface=127.0.0.1:memory=64MiB`, with `connections=` and `backlog=`, for `serverFromString`."""
+    """`quota:8080:interface=127.0.0.1:memory=64MiB`, with `connections=` and `backlog=`, for `serverFromString`.
+
+    What Twisted's `tcp:` takes is taken here, by name or in its order: `port`, `interface`, `backlog`.
+    """
 
     prefix = "quota"
 
     def parseStreamServer(self, reactor: object, *args: object, **kwargs: object) -> QuotaServerEndpoint:
-        options = _options("quota:PORT", args, ("port",), kwargs, _SERVER_OPTIONS)
-        interface = options.get("interface", "0.0.0.0")
+        options = _options("quota:PORT", args, 3, kwargs, _SERVER_OPTIONS, ("port", "memory"))
+        interface = options.get("interface") or "0.0.0.0"
         host = f"[{interface}]" if ":" in interface else interface
         quota = ResourceQuota(
             "twisted",
-            memory=options["memory"],
+            memory=_memory(options["memory"]),
             connections=_number("connections", options["connections"]) if "connections" in options else None,
         )
         backlog = _number("backlog", options.get("backlog", str(_BACKLOG)))
@@ -148,19 +162,23 @@ class QuotaServerStringParser:
 
 
 class QuotaClientStringParser:
-    """`quota:host=example.org:port=80:memory=64MiB`, with `timeout=`, for `clientFromString`."""
+    """`quota:host=example.org:port=80:memory=64MiB`, with `timeout=` and `bindAddress=`, for `clientFromString`.
+
+    As for Twisted's `tcp:`, the host and the port may be given without their names, in this order.
+    """
 
     prefix = "quota"
 
     def parseStreamClient(self, reactor: object, *args: object, **kwargs: object) -> QuotaClientEndpoint:
-        options = _options("quota:host=HOST:port=PORT", args, (), kwargs, _CLIENT_OPTIONS)
-        for name in ("host", "port"):
-            if name not in options:
-                raise ValueError(f"quota:host=HOST:port=PORT needs {name}=")
+        options = _options("quota:HOST:PORT", args, 2, kwargs, _CLIENT_OPTIONS, ("host", "port", "memory"))
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         timeout = _number("timeout", options.get("timeout", str(int(_TIMEOUT))))
         return QuotaClientEndpoint(
-            reactor, f"{host}:{options['port']}", quota=options["memory"], timeout=float(timeout)
+            reactor,
+            f"{host}:{options['port']}",
+            quota=_memory(options["memory"]),
+            timeout=float(timeout),
+            bind_address=options.get("bindAddress"),
         )
 
 
@@ -176,18 +194,31 @@ for _class, *_interfaces in (
 def _options(
     form: str,
     args: tuple[object, ...],
-    positional: tuple[str, ...],
+    nameless: int,
     kwargs: dict[str, object],
     allowed: tuple[str, ...],
+    needed: tuple[str, ...],
 ) -> dict[str, str]:
-    if len(args) != len(positional):
-        raise ValueError(f"{form} takes {len(positional)} values without a name, not {len(args)}: {args!r}")
+    """By their names; a value without one is the first of the `nameless` first options that no other value is for."""
     for name in kwargs:
         if name not in allowed:
             raise ValueError(f"{form} has no option {name!r}; {', '.join(allowed)} are allowed")
-    if "memory" not in kwargs:
-        raise ValueError(f"{form} needs memory=, as in memory=64MiB")
-    return {name: str(value) for name, value in (*zip(positional, args, strict=True), *kwargs.items())}
+    free = [name for name in allowed[:nameless] if name not in kwargs]
+    if len(args) > len(free):
+        without = ", ".join(repr(value) for value in args[len(free) :])
+        raise ValueError(f"{form} has a value too many: {without}; {', '.join(allowed)} are allowed")
+    options = {name: str(value) for name, value in (*zip(free, args, strict=False), *kwargs.items())}
+    for name in needed:
+        if name not in options:
+            raise ValueError(f"{form} needs {name}={', as in memory=64MiB' if name == 'memory' else ''}")
+    return options
+
+
+def _memory(text: str) -> int:
+    try:
+        return check_served_size(text)
+    except ValueError as error:
+        raise ValueError(f"memory is {text!r}: {error}") from None
 
 
 def _number(name: str, text: str) -> int:

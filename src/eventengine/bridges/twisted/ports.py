@@ -1,7 +1,8 @@
 """Ports and connectors whose connections are charged.
 
 A port leaves connections in the backlog while the quota's memory is used to 0.99, or as many as its `connections` allow
-are open; it accepts on when there is room. `numberAccepts` is how many Twisted's port accepts at a time.
+are open; it accepts on when there is room. `numberAccepts` is how many Twisted's port accepts at a time: no more than
+there is surely room for, since what is left for reading would go to connections, and none of them could go on.
 """
 
 # Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
@@ -15,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
 
-from eventengine.bridges.twisted.bound import Bound
-from eventengine.bridges.twisted.transports import QuotaClient, QuotaServer, QuotaUNIXClient, QuotaUNIXServer
+from eventengine.bridges.twisted.bound import COST, TLS_COST, Bound
+from eventengine.bridges.twisted.transports import (
+    QuotaClient,
+    QuotaServer,
+    QuotaUNIXClient,
+    QuotaUNIXServer,
+    is_tls_factory,
+)
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -35,6 +42,10 @@ class _Bounded(_Port):
     _accepted = 0
     _waits = False
 
+    def startListening(self) -> None:
+        super().startListening()
+        self.bound.tell()
+
     def doRead(self) -> None:
         bound = self.bound
         if bound.is_ending:
@@ -46,6 +57,7 @@ class _Bounded(_Port):
             return
         while self._has_memory():
             if not places.try_take(self._on_room):
+                bound.crowded.add()
                 self._wait()
                 return
             before = self._accepted
@@ -58,15 +70,20 @@ class _Bounded(_Port):
     def _has_memory(self) -> bool:
         """Whether there is room for another; else it waits."""
         bound = self.bound
-        if not bound.memory.is_tight:
+        memory = bound.memory
+        size = memory.size
+        if size is None:
             return True
-        self.numberAccepts = 1
-        if bound.connections.may_open:
+        cost = TLS_COST if is_tls_factory(self.factory) else COST
+        most = 1 if memory.is_tight else size * 19 // (100 * cost)  # which fill it from 0.8 to 0.99
+        self.numberAccepts = max(1, min(self.numberAccepts, most))
+        if bound.connections.may_open(cost):
             return True
+        bound.crowded.add()
         self._wait()
-        bound.memory.add_waiter(self._on_room)
-        if bound.connections.may_open:  # there was room between the two looks
-            bound.memory.wake_next_waiter()
+        memory.add_waiter(self._on_room)
+        if bound.connections.may_open(cost):  # there was room between the two looks
+            memory.wake_next_waiter()
         return False
 
     def take_place(self) -> Callable[[], object] | None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import main
-from twisted.internet.error import UnsupportedAddressFamily
+from twisted.internet.error import ReactorAlreadyInstalledError, UnsupportedAddressFamily
+from twisted.logger import Logger
+from twisted.python.usage import UsageError
 from zope.interface import (  # pyright: ignore[reportMissingTypeStubs]  # there are none
     directlyProvides,
     providedBy,
@@ -27,8 +30,7 @@ from zope.interface import (  # pyright: ignore[reportMissingTypeStubs]  # there
 from eventengine.bridges.twisted.bound import Bound
 from eventengine.bridges.twisted.ports import QuotaConnector, QuotaPort, QuotaUNIXConnector, QuotaUNIXPort
 from eventengine.bridges.twisted.transports import QuotaServer, QuotaUNIXServer
-from eventengine.memory_quota import check_quota_size
-from eventengine.quota import ResourceQuota, as_quota
+from eventengine.quota import ResourceQuota, as_quota, check_served_size
 
 if TYPE_CHECKING:
     from twisted.internet.posixbase import PosixReactorBase as _Reactor
@@ -40,6 +42,12 @@ else:
     from twisted.internet.selectreactor import SelectReactor as _Reactor
 
 __all__ = ["BoundedReactor", "QuotaReactor", "install"]
+
+_PREFIX: Final = "EVENTENGINE_"
+_MEMORY: Final = f"{_PREFIX}MEMORY"
+_CONNECTIONS: Final = f"{_PREFIX}CONNECTIONS"
+
+_log: Final = Logger()
 
 
 class Bounded:
@@ -81,13 +89,18 @@ class QuotaReactor(Bounded, _Reactor):  # type: ignore[misc]  # Twisted's connec
     Args:
         quota: A ResourceQuota, or its memory alone, as in "64MiB"; None: counted, without a limit.
 
-    Raises TypeError or ValueError for what is no quota.
+    Raises TypeError or ValueError for what is no quota, and for one of less than 128 KiB.
     """
 
     def __init__(self, quota: ResourceQuota | str | int | None = None) -> None:
         self.bound = Bound.of(ResourceQuota("twisted") if quota is None else as_quota(quota, "twisted"), self)
         self.bound.is_turned = True
         super().__init__()
+
+    def startRunning(self, installSignalHandlers: bool = True) -> None:
+        """Twisted's, with a line in the log that says what is bounded."""
+        self.bound.tell()
+        super().startRunning(installSignalHandlers)
 
     def doIteration(self, delay: float | None) -> None:
         """Twisted's turn, with what is written before and within it sent."""
@@ -143,19 +156,41 @@ def install(quota: ResourceQuota | str | int | None = None) -> QuotaReactor:
 
     Args:
         quota: As for QuotaReactor. None: what the environment says, `EVENTENGINE_MEMORY` (as in `64MiB`) and
-            `EVENTENGINE_CONNECTIONS` (a number); without these all is counted, and nothing limited.
+            `EVENTENGINE_CONNECTIONS` (a number); without these all is counted, and nothing limited. Another variable
+            whose name begins with `EVENTENGINE_` is told in the log.
 
-    Raises ValueError for a variable that does not parse, and ReactorAlreadyInstalledError, as Twisted has it.
+    Raises ValueError for a variable that does not parse, and ReactorAlreadyInstalledError when the program has a
+    reactor already.
     """
-    if quota is None:
-        quota = ResourceQuota(
-            "twisted",
-            memory=_from_environment("EVENTENGINE_MEMORY", check_quota_size),
-            connections=_from_environment("EVENTENGINE_CONNECTIONS", _parse_count),
+    installed = sys.modules.get("twisted.internet.reactor")
+    if installed is not None:
+        raise ReactorAlreadyInstalledError(
+            f"the program has a {type(installed).__name__} already; "
+            "call install before anything imports twisted.internet.reactor"
         )
-    reactor = QuotaReactor(quota)
+    reactor = QuotaReactor(_from_environment() if quota is None else quota)
     main.installReactor(reactor)
     return reactor
+
+
+class _BadVariableError(ValueError, UsageError):
+    """Which `twist` shows as a line."""
+
+
+def _from_environment() -> ResourceQuota:
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in (_MEMORY, _CONNECTIONS):
+            _log.warn(
+                "{name} is set, and no such variable is known: {memory} and {connections} are",
+                name=name,
+                memory=_MEMORY,
+                connections=_CONNECTIONS,
+            )
+    return ResourceQuota(
+        "twisted",
+        memory=_parse_variable(_MEMORY, check_served_size),
+        connections=_parse_variable(_CONNECTIONS, _parse_count),
+    )
 
 
 def _parse_count(text: str) -> int:
@@ -164,11 +199,11 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
-def _from_environment(name: str, parse: Callable[[str], int]) -> int | None:
+def _parse_variable(name: str, parse: Callable[[str], int]) -> int | None:
     text = os.environ.get(name, "").strip()
     if not text:
         return None
     try:
         return parse(text)
     except ValueError as error:
-        raise ValueError(f"{name} is {text!r}: {error}") from None
+        raise _BadVariableError(f"{name} is {text!r}: {error}") from None

@@ -23,7 +23,7 @@ from twisted.web.server import Request, Site
 from eventengine.admission import Upload
 from eventengine.bridges.twisted.bound import Bound
 from eventengine.quota import as_quota
-from eventengine.tally import Tally
+from eventengine.tally import Tally, number_of
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -113,15 +113,24 @@ class QuotaSite(Site):
         quota: A ResourceQuota, which others may share; or its memory alone, as in "64MiB".
         **options: As for Site, but for `requestFactory`.
 
-    Raises TypeError or ValueError for what is no quota.
+    Raises TypeError or ValueError for what is no quota, and for one of less than 128 KiB.
     """
 
     def __init__(self, resource: IResource, *, quota: ResourceQuota | str | int, **options: Any) -> None:
         self.quota = as_quota(quota, "twisted.web")
         self.cut = Tally(
-            lambda n: _log.warn("{quota!r} is full: {n} uploads were cut or refused", quota=self.quota, n=n)
+            lambda n: _log.warn(
+                "{quota!r} is full: {number} cut or refused",
+                quota=self.quota,
+                number=number_of(n, "upload was", "uploads were"),
+            )
         )
         super().__init__(resource, _QuotaRequest, **options)
         untyped: Any = self
         reactor = getattr(self, "reactor", None) or untyped._reactor  # older Twisted has it as a private name
-        self.admission = Bound.of(self.quota, reactor).admission
+        self._bound = Bound.of(self.quota, reactor)
+        self.admission = self._bound.admission
+
+    def startFactory(self) -> None:
+        super().startFactory()
+        self._bound.tell()

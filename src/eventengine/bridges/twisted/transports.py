@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer"]
+__all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer", "is_tls_factory"]
 
 
 _LINGER: Final = 1.0
@@ -69,6 +69,12 @@ def _is_tls(protocol: Any) -> bool:
         return False
     _tls_types.add(cast("type[object]", type(protocol)))
     return True
+
+
+def is_tls_factory(factory: Any) -> bool:
+    """Whether the connections of its ports begin with a handshake."""
+    tls: Any = sys.modules.get("twisted.protocols.tls")
+    return tls is not None and isinstance(factory, tls.TLSMemoryBIOFactory)
 
 
 class Charged(_Base):

@@ -136,3 +136,16 @@ def test_a_limit_is_kept_and_everybody_served_when_connections_come_and_go(
     app.on_loop(lambda: None)
     engine.close()
     assert quota.connections.used == 0
+
+
+def test_where_there_is_no_limit_connections_are_counted(engine: EventEngine, ledger: Ledger) -> None:
+    quota = ResourceQuota("none")
+    accepting = Application(engine, quota, ledger).listen()
+    with connect(accepting.address), connect(accepting.address):
+        endpoints = [accepting.next(), accepting.next()]
+        assert quota.connections.used == 2
+        for endpoint in endpoints:
+            endpoint.close()
+    accepting.close()
+    engine.close()
+    assert quota.connections.used == 0
