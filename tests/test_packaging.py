@@ -55,6 +55,33 @@ def test_the_wheel_has_every_module_and_says_that_it_is_typed(wheel: dict[str, b
 
 
 @needs_hatchling
+def test_where_only_the_wheel_is_installed_its_bridge_says_that_twisted_is_missing(
+    wheel: dict[str, bytes], tmp_path: Path
+) -> None:
+    for name, content in wheel.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    code = (
+        "import sys\n"
+        f"sys.path = [{str(tmp_path)!r}, *(path for path in sys.path if not path.endswith('site-packages'))]\n"
+        "import eventengine\n"
+        "import twisted\n"  # a folder is a package, too: docs/twisted.md has why the plugin is there
+        "assert twisted.__file__ is None, twisted\n"
+        "try:\n"
+        "    import eventengine.bridges.twisted.reactor\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (done.stderr, done.stdout) == (
+        "",
+        'Twisted is not installed; pip install "eventengine[twisted]" brings it\n',
+    )
+
+
+@needs_hatchling
 def test_the_wheel_needs_nothing_but_names_its_extras(wheel: dict[str, bytes]) -> None:
     (name,) = [name for name in wheel if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel[name])

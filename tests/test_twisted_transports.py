@@ -33,7 +33,7 @@ import twisted.internet
 from twisted.internet import tcp
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -1988,6 +1988,25 @@ def logged() -> Iterator[list[str]]:
         yield lines
     finally:
         globalLogPublisher.removeObserver(observe)
+
+
+def test_endpoints_with_tls_around_them_are_bounded(make_installed_home: MakeHome, tls: TLS) -> None:
+    home = make_installed_home()
+    quotas = [ResourceQuota(name, memory="1MiB") for name in ("server", "client")]
+    server = QuotaServerEndpoint(home.reactor, "127.0.0.1:0", quota=quotas[0])
+    from twisted.protocols.tls import TLSMemoryBIOFactory  # which needs pyOpenSSL
+
+    secured = TLSMemoryBIOFactory(tls[0], False, home.factory(Echo))
+    secured.noisy = False
+    port = home.keep_port(home.await_deferred(lambda: server.listen(secured)))
+    where = f"127.0.0.1:{port.getHost().port}"
+    client = wrapClientTLS(tls[0], QuotaClientEndpoint(home.reactor, where, quota=quotas[1]))
+    protocol = home.await_deferred(lambda: client.connect(home.factory()))
+    home.call(lambda: protocol.write(BODY[:1000]))
+    until(lambda: protocol.received == BODY[:1000])
+    assert quotas[0].memory.used == 64 * KIB
+    home.call(lambda: protocol.transport.loseConnection())
+    until(lambda: [quota.memory.used for quota in quotas] == [0, 0])
 
 
 @pytest.mark.parametrize("quota", [LEAST - 1, "127KiB", ResourceQuota(memory=300)], ids=["int", "text", "quota"])
