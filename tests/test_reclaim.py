@@ -249,16 +249,30 @@ def test_a_connection_is_charged_from_its_opening_to_its_closing() -> None:
         site.connections.opened(4 * KIB)
     assert (site.memory.used, site.connections.may_open(4 * KIB)) == (60 * KIB, False)  # 0.99 of 64 KiB are 63.4
     assert site.quota.connections.used == 15
-    site.connections.closed(4 * KIB)
-    assert (site.memory.used, site.connections.may_open(4 * KIB)) == (56 * KIB, True)
-    assert site.quota.connections.used == 14
+    for _ in range(2):
+        site.connections.closed(4 * KIB)
+    assert (site.memory.used, site.connections.may_open(4 * KIB)) == (52 * KIB, True)
+    assert site.quota.connections.used == 13
+
+
+def test_connections_themselves_leave_an_eighth_of_the_quota() -> None:
+    site = Idle(idle=0)
+    for _ in range(13):
+        site.connections.opened(4 * KIB)
+    assert site.connections.may_open(4 * KIB)
+    site.connections.grew(1 * KIB)
+    assert (site.memory.used, site.connections.may_open(4 * KIB)) == (53 * KIB, False)
+    assert site.connections.may_open(3 * KIB)
+    site.connections.closed(5 * KIB)
+    assert site.connections.may_open(4 * KIB)
 
 
 def test_whether_there_is_room_for_another_depends_on_what_it_costs() -> None:
     site = Idle(idle=0)
-    site.connections.opened(40 * KIB)
+    held = site.memory.take(40 * KIB, 40 * KIB)
     assert site.connections.may_open(20 * KIB)
     assert not site.connections.may_open(24 * KIB)  # though no more than 0.8 is used
+    site.memory.give(held)
 
 
 def test_idle_ones_are_closed_as_many_as_the_shortage_asks_for() -> None:

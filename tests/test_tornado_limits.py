@@ -154,6 +154,22 @@ def test_the_least_serves_one_after_the_other_and_many_at_once(kind: str, tls: T
 
 
 @kinds
+def test_as_many_as_are_accepted_are_served_though_none_is_closed(kind: str) -> None:
+    async def case() -> None:
+        server = make_server(kind, "128KiB")
+        async with serving(server) as port, AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(client(port)) for _ in range(20)]
+            await until(lambda: server.quota.connections.used == 14)
+            await asyncio.gather(*(ask(kind, *each) for each in clients[:14]))
+            assert server.quota.connections.used == 14
+            for _, writer in clients[:6]:
+                writer.close()
+            await asyncio.gather(*(ask(kind, *each) for each in clients[6:]))
+
+    run(case)
+
+
+@kinds
 def test_connections_are_counted_where_there_is_no_limit(kind: str, tls: Tls) -> None:
     async def case() -> None:
         server = make_server(kind, ResourceQuota(), **tls[0])

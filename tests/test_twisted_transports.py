@@ -2070,6 +2070,28 @@ def test_the_least_serves_one_after_the_other_and_many_at_once(
     assert home.memory.peak <= LEAST
 
 
+def test_connections_that_fill_the_quota_as_they_begin_with_tls_make_room_for_one_another(
+    make_installed_home: MakeHome, tls: TLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bound, "SILENT", 0.3)
+    home = make_installed_home("128KiB")
+    StartsTLS.options = tls[0]
+    port = home.listen(build=StartsTLS)
+    clients = [home.connect(port) for _ in range(2)]
+    protocols = [home.next() for _ in range(2)]
+    for client in clients:
+        client.sendall(b"please")
+        assert receive(client, 2) == b"go"
+    first = over_tls(home, clients[0], tls[1])
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(over_tls, home, clients[1], tls[1])
+        until(lambda: home.memory.used == LEAST)
+        first.sendall(b"hello")  # both wait now, and hold all there is
+        assert isinstance(second.exception(TIMEOUT), OSError)
+    until(lambda: [bytes(protocol.received) for protocol in protocols] == [b"pleasehello", b"please"])
+    assert (protocols[0].is_open, protocols[1].is_open) == (True, False)
+
+
 def test_of_a_crowd_as_many_are_accepted_as_leave_room_to_read(make_home: MakeHome) -> None:
     home = make_home("128KiB")
     port = home.listen(build=Echo)

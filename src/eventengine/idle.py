@@ -13,7 +13,9 @@ Rules:
    connection. `_on_shortage` stores it first and looks at the count after, `closed` does so the other way round.
 4. Among the quota's `connections` they are counted here where these have no limit. Where they have one, who accepts
    takes the place before there is a connection, and gives it back.
-5. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
+5. Those of one loop take no more than seven eighths of the quota themselves: else so many that nobody may close, as
+   those of websockets, could leave nothing to read with, and none would go on.
+6. Who decides to close a connection calls `closed` at once, though its memory goes a turn later: a write in between
    finds the room, and cuts nobody for it.
 """
 
@@ -33,6 +35,9 @@ __all__ = ["Connections"]
 
 AGAIN: Final = 0.25
 _LOOKED: Final = 0.1
+_LEFT: Final = 8
+"""One in so many bytes of the quota is left by connections themselves."""
+
 _LARGE: Final = 6
 """Of one that costs no more than a sixth of the quota there is room while not more than 0.8 is used."""
 
@@ -46,6 +51,7 @@ class Connections:
     """
 
     __slots__ = (
+        "_charged",
         "_close_idle",
         "_count",
         "_is_posted",
@@ -63,31 +69,43 @@ class Connections:
         self._loop = loop
         self._close_idle = close_idle
         self._count = 0
+        self._charged = 0
         self._is_posted = False
         self._timer: Timer | None = None
         self._sweep: ReclamationSweep | None = None
         self._none_until = 0.0
 
     def may_open(self, cost: int) -> bool:
-        """Whether there is room for one more that costs as much; above 0.99 of the quota there is not."""
+        """Whether there is room for one more that costs as much: rule 5; above 0.99 of the quota there is not."""
         memory = self._memory
         size = memory.size
-        if size is None or (not memory.is_tight and cost * _LARGE <= size):
+        if size is None:
+            return True
+        if self._charged + cost > size - size // _LEFT:
+            return False
+        if not memory.is_tight and cost * _LARGE <= size:
             return True
         return memory.used + cost <= size * 0.99
 
     def opened(self, cost: int) -> None:
         """There is one more, which is charged `cost` bytes."""
         self._count += 1
+        self._charged += cost
         if self._places.size is None:
             self._places.add()
         if not self._is_posted:
             self._post()
         self._memory.take(cost, cost)
 
+    def grew(self, cost: int) -> None:
+        """One is charged `cost` bytes more from now on, as when it begins with TLS."""
+        self._charged += cost
+        self._memory.take(cost, cost)
+
     def closed(self, cost: int) -> None:
         """There is one less."""
         self._count -= 1
+        self._charged = max(0, self._charged - cost)  # what it has come to cost may not have been told
         if self._places.size is None:
             self._places.give()
         self._memory.give(cost)

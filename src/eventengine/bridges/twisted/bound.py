@@ -3,7 +3,8 @@
 A connection is charged what Twisted's own objects for one take. When the quota is short, those that have been idle
 longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and wait
 for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell. One with TLS, or
-that has received nothing yet, is left alone for its first NEW seconds.
+that has received nothing yet, is left alone for its first NEW seconds. Where none is idle and nothing is about to make
+room, the one that has waited for room for longest is closed, after SILENT seconds: nobody could go on else.
 
 Everything here is the reactor's thread's, but for `of`.
 """
@@ -18,7 +19,7 @@ import heapq
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 from weakref import WeakValueDictionary
 
 from twisted.logger import Logger
@@ -56,10 +57,12 @@ _bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
 _bounds_lock: Final = threading.Lock()
 
 
+@runtime_checkable
 class Closable(Protocol):
     """A server's connection, as it is looked at here."""
 
     new_since: float
+    read_at: float
 
     def silent_since(self) -> float | None:
         """When it last received something, if it could be closed; None if not."""
@@ -188,10 +191,20 @@ class Bound:
                     continue
                 if since <= now - (IDLE if _tells(each.protocol) else SILENT):
                     idle.append((since, id(each), each))
-        for _, _, each in heapq.nsmallest(_BATCH, idle):
+        closing = [each for _, _, each in heapq.nsmallest(_BATCH, idle)] or self._find_stuck(now)
+        for each in closing:
             self._idle.add()
             each.close_as_idle()
-        return bool(idle)
+        return bool(closing)
+
+    def _find_stuck(self, now: float) -> list[Closable]:
+        """Connections cost more when they begin with TLS, so that they can fill the quota themselves, and all wait: the
+        one that has waited longest, if it has for SILENT seconds and nothing else is about to make room."""
+        if self.admission.moving:
+            return []
+        waiting = (each for each in self._waiting if isinstance(each, Closable) and each.read_at <= now - SILENT)
+        longest = min(waiting, key=lambda each: each.read_at, default=None)
+        return [] if longest is None else [longest]
 
 
 def _tells(protocol: object) -> bool:

@@ -307,7 +307,7 @@ class Accepted(Charged):
         self.read_at = now = monotonic()
         if self._cost == COST:
             if self.TLS:  # by startTLS
-                self.bound.memory.take(TLS_COST - COST, TLS_COST - COST)
+                self.bound.connections.grew(TLS_COST - COST)
                 self._cost = TLS_COST
                 self.new_since = now
             else:
