@@ -1234,6 +1234,22 @@ def test_a_write_beyond_the_quota_closes_who_is_silent_over_tls_once(
     until(lambda: idle.losses)
 
 
+@pytest.mark.usefixtures("soon_idle")
+def test_who_waits_for_room_for_long_is_closed_once(make_home: MakeHome) -> None:
+    home = make_home("1MiB")
+    client, protocol = home.pair()
+    give_back = home.fill()
+    client.sendall(b"data")
+    charged = protocol.transport.bound
+
+    def close_idle() -> bool:
+        return bool(charged.connections._close_idle())
+
+    until(lambda: home.call(lambda: (close_idle(), close_idle())) == (True, False))
+    give_back()
+    until(lambda: protocol.losses)
+
+
 # Sends that fail
 
 

@@ -105,7 +105,7 @@ class Connections:
     def closed(self, cost: int) -> None:
         """There is one less."""
         self._count -= 1
-        self._charged = max(0, self._charged - cost)  # what it has come to cost may not have been told
+        self._charged -= cost
         if self._places.size is None:
             self._places.give()
         self._memory.give(cost)

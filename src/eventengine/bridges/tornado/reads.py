@@ -388,7 +388,7 @@ class Bounded(Counted):
         made.place, self.place = self.place, None
         if self.cost is not None:
             made.cost = TLS_COST
-            self.bound.memory.take(TLS_COST - self.cost, TLS_COST - self.cost)
+            self.bound.connections.grew(TLS_COST - self.cost)
             self.cost = None
         made.set_close_callback(on_close)
         future = made.wait_for_handshake()

@@ -62,10 +62,12 @@ class Closable(Protocol):
     """A server's connection, as it is looked at here."""
 
     new_since: float
-    read_at: float
 
     def silent_since(self) -> float | None:
         """When it last received something, if it could be closed; None if not."""
+
+    def stuck_since(self) -> float | None:
+        """The same, if it waits for room."""
 
     def close_as_idle(self) -> None: ...
 
@@ -202,9 +204,13 @@ class Bound:
         one that has waited longest, if it has for SILENT seconds and nothing else is about to make room."""
         if self.admission.moving:
             return []
-        waiting = (each for each in self._waiting if isinstance(each, Closable) and each.read_at <= now - SILENT)
-        longest = min(waiting, key=lambda each: each.read_at, default=None)
-        return [] if longest is None else [longest]
+        stuck: list[tuple[float, int, Closable]] = []
+        for each in self._waiting:
+            if isinstance(each, Closable):
+                since = each.stuck_since()
+                if since is not None and since <= now - SILENT:
+                    stuck.append((since, id(each), each))
+        return [each for _, _, each in heapq.nsmallest(1, stuck)]
 
 
 def _tells(protocol: object) -> bool:

@@ -331,6 +331,9 @@ class Accepted(Charged):
         is_busy = not self.connected or self.disconnecting or self._waits or self._left or not self._reads
         return None if is_busy else self.read_at
 
+    def stuck_since(self) -> float | None:
+        return self.read_at if self._waits and self._cost else None
+
     def close_as_idle(self) -> None:
         self._count_out()
         if _is_tls(self.protocol):
