@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 
 from eventengine.address import ResolvedAddress
 from eventengine.cli.engines import ENGINES
+from eventengine.cli.proxy_tls import ProxyTLS, client_context, server_context, server_name_for
 from eventengine.core.resolver import parse_dns_server
 from eventengine.memory_quota import parse_size
 from eventengine.target import Target
@@ -87,6 +88,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_argument(_dns_server),
         help="who is asked for names, as in 192.0.2.53 or [2001:db8::53]:5353 (default: as the system is set up)",
     )
+    proxy.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        type=Path,
+        help="accept TLS from clients, with the certificate in FILE (PEM) and those between it and the clients' own",
+    )
+    proxy.add_argument(
+        "--tls-key", metavar="FILE", type=Path, help="where its private key is (default: in the same file)"
+    )
+    proxy.add_argument("--to-tls", action="store_true", help="speak TLS with the target, and verify who it is")
+    proxy.add_argument(
+        "--to-ca",
+        metavar="FILE",
+        type=Path,
+        help="the authorities (PEM) of which one must have issued its certificate (default: those of the system)",
+    )
+    proxy.add_argument(
+        "--to-server-name",
+        metavar="NAME",
+        help="whom its certificate must be for (default: the host in the target)",
+    )
     proxy.add_argument("--log", action="store_true", help="a line on stderr for each connection that ended")
     demonstration = commands.add_parser(
         "demo",
@@ -108,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return demo.run(options.plot)
     from eventengine.cli import serve
 
+    try:
+        tls = _tls(options)
+    except ValueError as error:
+        proxy.error(str(error))
     return serve.run(
         options.listen,
         options.to,
@@ -116,7 +142,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idle_timeout=options.idle_timeout,
         dns_server=options.dns_server,
         max_connections=options.max_connections,
+        tls=tls,
         log=options.log,
+    )
+
+
+def _tls(options: argparse.Namespace) -> ProxyTLS:
+    if options.tls_key is not None and options.tls_cert is None:
+        raise ValueError("argument --tls-key: there is no --tls-cert that it could be the key of")
+    for option, value in (("--to-ca", options.to_ca), ("--to-server-name", options.to_server_name)):
+        if value is not None and not options.to_tls:
+            raise ValueError(f"argument {option}: the target is spoken to without TLS; give --to-tls, too")
+    return ProxyTLS(
+        None if options.tls_cert is None else server_context(options.tls_cert, options.tls_key),
+        client_context(options.to_ca) if options.to_tls else None,
+        server_name_for(options.to, options.to_server_name) if options.to_tls else None,
     )
 
 

@@ -10,11 +10,18 @@ Rules:
 2. The end of one stream is passed on as a half-close; the other direction goes on. Who takes no more ends that
    direction only: what it said before it left is passed on. When both have ended, or a read has failed, the `Relay`
    closes both ends, once; who did not get its stream to the end is reset, and takes no half for the whole.
+   Over TLS the end of a stream is its close_notify. A connection that ends without one was cut off, perhaps on purpose;
+   or is that of a peer that never sends any, and had said all. So who is on the other side is reset likewise, but gets
+   what came before first: `_reset_once_delivered`.
 3. The two directions draw on two quotas. With one, connections that all send at once could fill it with what their
    targets take only after their answers were read, and for those reads nothing would be left: all would wait for
    ever.
 4. Callbacks must be serial, as they are on every engine without a `callback_executor`: nothing here is locked. No
    engine calls back from within `read` or `write`, so a loop of them is never interrupted by another callback.
+5. TLS is in `proxy_tls`. A client's handshake comes before the target is connected to: who does not get through it
+   costs the target nothing. `_client` and `_server` are what is read and written, `_client_below` and `_server_below`
+   the connections themselves, which are what is reset: closing an endpoint over TLS would tell its peer first that it
+   has everything.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ import contextlib
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from socket import AF_UNIX, SO_LINGER, SOCK_STREAM, SOL_SOCKET, socket
 from time import monotonic
 
@@ -46,10 +54,16 @@ from eventengine import (
     TaskHandle,
     connect_target,
 )
+from eventengine.cli.proxy_tls import ProxyTLS, unsent
+from eventengine.tls import Handshake
+from eventengine.tls.statuses import UNCLEAN_END
 
 __all__ = ["Pipe", "Proxy", "Relay"]
 
 CONNECT_TIMEOUT = 10.0
+DELIVERY_TIMEOUT = 30.0
+"""Seconds within which a peer that is going to be reset must take some of what is on its way to it."""
+_DELIVERY_INTERVAL = 0.02
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 
@@ -102,6 +116,9 @@ class Pipe:
         elif status.code is StatusCode.OUT_OF_RANGE:
             self.ended = self.whole = True
             self._relay.on_stream_end(self)
+        elif status is UNCLEAN_END:
+            self.ended = True
+            self._relay.on_stream_cut(self, f"reading {self.name} failed: {status}")
         else:
             self._relay.end(f"reading {self.name} failed: {status}")
 
@@ -133,11 +150,17 @@ class Relay:
     __slots__ = (
         "_allocator",
         "_client",
+        "_client_below",
         "_connection",
+        "_cut",
+        "_delivery",
+        "_handshake",
         "_lost",
         "_proxy",
         "_server",
+        "_server_below",
         "_started",
+        "_target_allocator",
         "_timer",
         "down",
         "moved_at",
@@ -157,12 +180,17 @@ class Relay:
         self.seconds = 0.0
         self.moved_at = self._started = monotonic()
         self._proxy = proxy
-        self._client = client
+        self._client = self._client_below = client
         self._allocator = allocator
+        self._target_allocator = proxy.down.create_memory_allocator(f"to {proxy.target} for {self.peer}")
         self._lost: str | None = None
+        self._cut = False
         self._server: Endpoint | None = None
+        self._server_below: Endpoint | None = None
+        self._handshake: Handshake | None = None
         self._connection: TargetConnection | None = None
         self._timer: TaskHandle | None = None
+        self._delivery: TaskHandle | None = None
 
     @property
     def bytes_up(self) -> int:
@@ -174,12 +202,18 @@ class Relay:
 
     def start(self) -> None:
         proxy = self._proxy
+        self._handshake = proxy.tls.accept(proxy.engine, self._on_client_secured, self._client, self._allocator)
+        if self._handshake is None:
+            self._connect()
+
+    def _connect(self) -> None:
+        proxy = self._proxy
         self._connection = connect_target(
             proxy.engine,
             self._on_connect,
             proxy.target,
             EndpointConfig(),
-            proxy.down.create_memory_allocator(f"to {proxy.target} for {self.peer}"),
+            self._target_allocator,
             CONNECT_TIMEOUT,
             resolver=proxy.resolver,
         )
@@ -190,12 +224,32 @@ class Relay:
 
     def on_sink_lost(self, why: str) -> None:
         self._lost = self._lost or why
-        if self._is_over:
+        if self._is_over and not self._cut:
             self.end(self._lost)
+
+    def on_stream_cut(self, pipe: Pipe, why: str) -> None:
+        self._lost = self._lost or why
+        if self._cut:  # both were, so nobody is there
+            self.end(self._lost)
+        else:
+            self._cut = True
+            self._reset_once_delivered(pipe.sink, self._lost, unsent(pipe.sink), monotonic())
+
+    def _reset_once_delivered(self, sink: Endpoint, why: str, before: int, since: float) -> None:
+        left = unsent(sink)
+        now = monotonic()
+        if left != before:
+            since = now
+        if not left or now - since >= DELIVERY_TIMEOUT:
+            self.end(why)
+        elif self.outcome is None:
+            again = partial(self._reset_once_delivered, sink, why, left, since)
+            self._delivery = self._proxy.engine.run_after(_DELIVERY_INTERVAL, again)
 
     def on_stream_end(self, pipe: Pipe) -> None:
         if self._is_over:
-            self.end(self._lost or "both sides ended")
+            if not self._cut:
+                self.end(self._lost or "both sides ended")
         elif half := pipe.sink.query_extension(HalfCloseable):
             half.close_write()
         else:
@@ -207,21 +261,42 @@ class Relay:
             return
         self.outcome = outcome
         self.seconds = monotonic() - self._started
-        if self._timer is not None:
-            self._proxy.engine.cancel(self._timer)
+        for timer in (self._timer, self._delivery):
+            if timer is not None:
+                self._proxy.engine.cancel(timer)
         if self._connection is not None:
             self._connection.cancel()
-        _close(self._client, self.down)
-        if self._server is not None:
-            _close(self._server, self.up)
+        if self._handshake is not None:
+            self._handshake.cancel()
+        _close(self._client, self._client_below, self.down)
+        if self._server is not None and self._server_below is not None:
+            _close(self._server, self._server_below, self.up)
         self._allocator.close()
+        self._target_allocator.close()
         self._proxy.on_relay_end(self)
 
+    def _on_client_secured(self, result: StatusOr[Endpoint]) -> None:
+        if isinstance(result, Status):
+            self.end(f"TLS with the client failed: {result}")
+        else:
+            self._client = result
+            self._connect()
+
     def _on_connect(self, result: StatusOr[Endpoint]) -> None:
+        proxy = self._proxy
         if isinstance(result, Status):
             self.end(f"connecting failed: {result}")
+            return
+        self.target = result.peer_address
+        self._server = self._server_below = result
+        self._handshake = proxy.tls.connect(proxy.engine, self._on_target_secured, result, self._target_allocator)
+        if self._handshake is None:
+            self._join(result)
+
+    def _on_target_secured(self, result: StatusOr[Endpoint]) -> None:
+        if isinstance(result, Status):
+            self.end(f"TLS with the target failed: {result}")
         else:
-            self.target = result.peer_address
             self._join(result)
 
     def _join(self, server: Endpoint) -> None:
@@ -246,16 +321,18 @@ class Relay:
             self.end(f"nothing moved for {limit:g} s")
 
 
-def _close(sink: Endpoint, pipe: Pipe | None) -> None:
+def _close(sink: Endpoint, below: Endpoint, pipe: Pipe | None) -> None:
     """With a reset, where `sink` has not got all of a stream that was begun. Unix sockets know none."""
-    descriptor = sink.query_extension(SupportsFileDescriptor)
-    if pipe is not None and not pipe.whole and descriptor is not None:
-        sock = socket(sink.peer_address.family, SOCK_STREAM, fileno=descriptor.fileno())
-        try:
-            with contextlib.suppress(OSError):  # it was reset already
-                sock.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
-        finally:
-            sock.detach()
+    if pipe is not None and not pipe.whole:
+        descriptor = below.query_extension(SupportsFileDescriptor)
+        if descriptor is not None:
+            sock = socket(below.peer_address.family, SOCK_STREAM, fileno=descriptor.fileno())
+            try:
+                with contextlib.suppress(OSError):  # it was reset already
+                    sock.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+            finally:
+                sock.detach()
+        below.close()
     sink.close()
 
 
@@ -277,6 +354,7 @@ class Proxy:
         idle_timeout: Seconds after which a connection on which nothing was passed on, either way, is closed. What is
             passed on is counted in whole reads, and the kernel buffers some MiB: give a slow reader the time for those.
         dns_server: Who is asked for `target`, unless that names one; None: as the engine's resolver is set up.
+        tls: Which sides are over TLS; none, unless you say so.
         on_end: Called on the loop's thread with each relay that has ended.
 
     Raises StatusError where the engine cannot ask the DNS server, see `EventEngine.get_dns_resolver`, ValueError for a
@@ -297,6 +375,7 @@ class Proxy:
         *,
         idle_timeout: float | None = None,
         dns_server: str | None = None,
+        tls: ProxyTLS | None = None,
         on_end: Callable[[Relay], object] | None = None,
     ) -> None:
         self.engine = engine
@@ -309,6 +388,7 @@ class Proxy:
         self.target = target
         self.resolver = _resolver_for(engine, target, dns_server)  # one for all connections
         self.idle_timeout = idle_timeout
+        self.tls = tls or ProxyTLS()
         self.connections = 0
         self.unconnected = 0
         self.bytes_up = 0

@@ -11,6 +11,7 @@ import threading
 from eventengine import ResolvedAddress, ResourceQuota, StatusError, Target
 from eventengine.cli.engines import load_engine
 from eventengine.cli.proxy import Proxy, Relay
+from eventengine.cli.proxy_tls import ProxyTLS
 
 __all__ = ["run"]
 
@@ -26,6 +27,7 @@ def run(
     idle_timeout: float | None,
     dns_server: str | None,
     max_connections: int | None,
+    tls: ProxyTLS,
     log: bool,
 ) -> int:
     """Runs the proxy until SIGINT or SIGTERM and returns the exit status. For a process's main thread.
@@ -45,7 +47,14 @@ def run(
         on_end = _log if log else _FirstFailure()
         try:
             proxy = Proxy(
-                the_engine, up, down, target, idle_timeout=idle_timeout, dns_server=dns_server, on_end=on_end
+                the_engine,
+                up,
+                down,
+                target,
+                idle_timeout=idle_timeout,
+                dns_server=dns_server,
+                tls=tls,
+                on_end=on_end,
             )
         except StatusError as error:
             return _fail(f"cannot connect to {target}: {error.status.message}")
@@ -55,7 +64,11 @@ def run(
             taken = error.status.errno == errno.EADDRINUSE
             return _fail(f"{listen} is taken" if taken else f"cannot listen on {listen}: {error.status.message}")
         else:
-            print(f"listening on {address}, to {target}, on the {engine} engine", flush=True)
+            from_clients = " (TLS)" if tls.from_clients is not None else ""
+            to_target = " (TLS)" if tls.to_target is not None else ""
+            print(
+                f"listening on {address}{from_clients}, to {target}{to_target}, on the {engine} engine", flush=True
+            )
             signal.sigwait(_STOP_SIGNALS)
         finally:
             proxy.close()
@@ -92,14 +105,16 @@ def _tell(line: str) -> None:
 
 
 class _FirstFailure:
-    """Tells of the first connection for which the target was not reached: nobody should have to ask for the log."""
+    """Tells of the first connection for which the target was not reached, and the first with which TLS failed on either
+    side: nobody should have to ask for the log."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._untold = {"connecting", "TLS with the target", "TLS with the client"}
 
     def __call__(self, relay: Relay) -> None:
-        if not self._told and (relay.outcome or "").startswith("connecting"):
-            self._told = True
+        what, failed, _ = (relay.outcome or "").partition(" failed: ")
+        if failed and what in self._untold:
+            self._untold.discard(what)
             _tell(f"{relay.outcome} (further ones are told with --log)")
 
 
