@@ -192,20 +192,43 @@ class Encrypter:
 
         Raises ssl.SSLError when nothing can be written any more.
         """
+        # All in one loop, and without `append`: at these rates what is called for each piece is a tenth of the whole.
         ciphertext = SliceBuffer()
-        outgoing = self._outgoing
-        if outgoing.pending:
-            ciphertext.append(outgoing.read())
+        parts, plain, piece, outgoing = ciphertext._parts, self._plain, self._piece, self._outgoing
+        write, read = self._tls.write, outgoing.read
+        size = 0
         self.waits_for_the_peer = False
-        while (self._plain or self._again) and ciphertext._length < BATCH:
-            try:
-                self._encrypt_piece()
-            except ssl.SSLWantReadError:
-                self.waits_for_the_peer = True
-                break
-            finally:
-                if outgoing.pending:
-                    ciphertext.append(outgoing.read())
+        if outgoing.pending:
+            parts.append(memoryview(read()))
+            size = len(parts[0])
+        try:
+            while size < BATCH:
+                if self._again:
+                    write(self._again)
+                    self._again = b""
+                elif not plain:
+                    break
+                elif len(first := plain[-1]) > piece:
+                    write(first[:piece])
+                    plain[-1] = first[piece:]
+                elif len(first) >= RECORD or len(plain) == 1:
+                    write(first)
+                    del first
+                    recycle_last(plain)
+                else:
+                    del first
+                    # Kept, for OpenSSL wants the very same bytes when it has to be asked again.
+                    self._again = self._join(min(piece, RECORD))
+                    continue
+                part = memoryview(read())
+                parts.append(part)
+                size += len(part)
+        except ssl.SSLWantReadError:
+            self.waits_for_the_peer = True
+            if outgoing.pending:
+                parts.append(memoryview(read()))
+                size += len(parts[-1])
+        ciphertext._length = size
         return ciphertext
 
     def end(self, incoming: ssl.MemoryBIO) -> bytes:
@@ -216,27 +239,6 @@ class Encrypter:
         if unread:
             incoming.write(unread)
         return self._outgoing.read()
-
-    def _encrypt_piece(self) -> None:
-        plain, piece = self._plain, self._piece
-        if self._again:
-            self._tls.write(self._again)
-            self._again = b""
-            return
-        first = plain[-1]
-        if len(first) > piece:
-            self._tls.write(first[:piece])
-            plain[-1] = first[piece:]
-        elif len(first) >= RECORD or len(plain) == 1:
-            self._tls.write(first)
-            del first
-            recycle_last(plain)
-        else:
-            del first
-            # Kept, for OpenSSL wants the very same bytes when it has to be asked again.
-            self._again = self._join(min(piece, RECORD))
-            self._tls.write(self._again)
-            self._again = b""
 
     def _join(self, size: int) -> bytes:
         """Takes the next `size` bytes, or all, out of the short slices that they are in."""

@@ -6,7 +6,6 @@ import os
 import ssl
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Final, TypeVar
 
 from eventengine.core.mailbox import forked
@@ -50,6 +49,11 @@ class Turns(Steps):
 
     def _misused(self, error: Exception) -> Exception:
         return forked() if self._is_forked else error
+
+    def _end_beginning(self) -> None:
+        """Sends what ended the handshake, if nothing took it along: who was to be told of the endpoint was."""
+        if not self._is_forked:
+            self._turn(None)
 
     def _turn(self, caller: object) -> Status | None:
         """Rules 2 and 4. What ended the request `caller`, if it was ended in a turn that was taken here."""
@@ -101,10 +105,18 @@ class Turns(Steps):
         return outcome
 
     def _tell_later(self, tell: Callable[[R, Status], None], request: R, status: Status) -> None:
+        requests = [request]
+        del request
+
+        def tell_it() -> None:
+            tell(
+                requests.pop(), status
+            )  # logs may keep this closure, and with it what was read, if the callback raises
+
         try:
-            self._engine.run(partial(tell, request, status))
+            self._engine.run(tell_it)
         except ClosedResourceError:  # the engine ended just now; nobody else will do it
-            tell(request, status)
+            tell_it()
 
     def _tell_read(self, request: ReadRequest, status: Status) -> None:
         on_read = request[0]
