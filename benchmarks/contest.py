@@ -33,14 +33,16 @@ def built() -> Iterator[Path]:
 
 
 class Server:
-    """An echo server in a process of its own on one core; `name` is one of `servers.SERVERS`, or "C epoll"."""
+    """A server in a process of its own on one core; `name` is one of the `SERVERS` of `module`, or "C epoll"."""
 
-    def __init__(self, name: str, core: int, folder: Path, *options: str) -> None:
+    def __init__(
+        self, name: str, core: int, folder: Path, *options: str, module: str = "benchmarks.servers"
+    ) -> None:
         self.name = name
         if name == "C epoll":
             command = ["taskset", "-c", str(core), str(folder / "echo")]
         else:
-            command = [sys.executable, "-m", "benchmarks.servers", name, str(core), *options]
+            command = [sys.executable, "-m", module, name, str(core), *options]
         self.process = subprocess.Popen(
             command, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -12,8 +12,9 @@ import pytest
 
 from eventengine import EventEngine, ResolvedAddress, ResourceQuota
 from eventengine.cli.engines import load_engine
-from eventengine.cli.proxy import Proxy, Relay
+from eventengine.cli.proxy import Proxy
 from eventengine.cli.proxy_tls import ProxyTLS
+from eventengine.cli.relay import Relay
 
 TIMEOUT = 60.0
 MIB = 1 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eventengine import EventEngine, ResolvedAddress, ResourceQuota, Status, StatusCode, StatusError
-from eventengine.cli import proxy as proxy_module
+from eventengine.cli import relay as relay_module
 from eventengine.cli.engines import ENGINES
 from eventengine.cli.proxy import Proxy
 from eventengine.testing.scenes import port_without_listener
@@ -266,7 +266,7 @@ def test_an_idle_connection_is_closed_and_one_on_which_bytes_pass_is_not(
     engine: EventEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(engine)
-    monkeypatch.setattr(proxy_module, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(relay_module, "monotonic", lambda: clock.now)
 
     def pass_bytes(client: socket.socket, now: float) -> None:
         clock.go_to(now)

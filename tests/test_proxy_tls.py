@@ -25,7 +25,7 @@ from certificates import HOST, certificates
 from engines import running
 from eventengine import EventEngine, ResolvedAddress
 from eventengine.cli import main, proxy_tls
-from eventengine.cli import proxy as proxy_module
+from eventengine.cli import relay as relay_module
 from eventengine.cli.engines import ENGINES
 from eventengine.cli.proxy_tls import ProxyTLS, client_context, server_context, server_name_for
 from eventengine.target import Target as ParsedTarget
@@ -449,7 +449,7 @@ def test_an_end_without_close_notify_is_no_end_but_what_came_before_is_delivered
 def test_who_takes_nothing_of_a_stream_that_was_cut_off_is_reset_in_the_end(
     engine: EventEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy_module, "DELIVERY_TIMEOUT", 0.1)
+    monkeypatch.setattr(relay_module, "DELIVERY_TIMEOUT", 0.1)
 
     def answer_and_hang_up(connection: socket.socket) -> None:
         secure = secured(connection, server=True)

@@ -13,7 +13,8 @@ import pytest
 
 import hand_turned
 from eventengine import Endpoint, EventEngine, ResourceQuota, SliceBuffer, Status, StatusCode, create_event_engine
-from eventengine.cli.proxy import Proxy, Relay
+from eventengine.cli.proxy import Proxy
+from eventengine.cli.relay import Relay
 from eventengine.core.mailbox import Mailbox
 from eventengine.status import ClosedResourceError
 from hand_turned import LOOPBACK, TIMEOUT, elsewhere, listen

@@ -10,8 +10,9 @@ import threading
 
 from eventengine import ResolvedAddress, ResourceQuota, StatusError, Target
 from eventengine.cli.engines import load_engine
-from eventengine.cli.proxy import Proxy, Relay
+from eventengine.cli.proxy import Proxy
 from eventengine.cli.proxy_tls import ProxyTLS
+from eventengine.cli.relay import Relay
 
 __all__ = ["run"]
 
