@@ -208,35 +208,6 @@ def test_what_came_with_the_handshake_is_read_and_was_charged_meanwhile(app: App
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
-def test_what_ends_a_handshake_leaves_with_the_first_write(app: Application, role: str) -> None:
-    with below(app, role) as (endpoint, connection):
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        ended = Callback[Any](app.ledger)
-
-        def on_done(result: Endpoint | Status) -> None:
-            assert not isinstance(result, Status), result
-            result.write(lambda status: None, SliceBuffer([b"first"]))
-            ended(result)
-
-        if role == "client":
-            peer = certificates().server_context().wrap_bio(incoming, outgoing, server_side=True)
-            start_connect(app, on_done, endpoint)
-        else:
-            peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
-            start_accept(app, on_done, endpoint)
-            with pytest.raises(ssl.SSLWantReadError):
-                peer.do_handshake()
-            connection.sendall(outgoing.read())
-        incoming.write(connection.recv(1 << 16))
-        with suppress(ssl.SSLWantReadError):  # the server's
-            peer.do_handshake()
-        connection.sendall(outgoing.read())
-        incoming.write(connection.recv(1 << 16))  # one segment: the last of the handshake, and what was written
-        assert peer.read(100) == b"first"
-        ended.result().close()
-
-
-@pytest.mark.parametrize("role", ["client", "server"])
 def test_tls_goes_over_an_endpoint_over_tls(app: Application, role: str) -> None:
     with paired(app, role) as (beneath, oracle), ThreadPoolExecutor(1) as threads:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

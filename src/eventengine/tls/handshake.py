@@ -9,9 +9,8 @@ Rules:
    deadline, or a cancel. Only who has it calls `on_done`, or, for a cancel, sees that nobody does.
 3. The endpoint below is closed by whoever ends the handshake without success. The chain, if it is under way then, finds
    that out by its next operation.
-4. What OpenSSL has to say is sent before anything else, also the alert that tells the peer why it is refused. Only what
-   ends a handshake that succeeds is left to the new endpoint, whose first write takes it along: one system call and one
-   segment less for each connection. When `on_done` has returned it is sent in any case.
+4. What OpenSSL has to say is sent before anything else: also the alert that tells the peer why it is refused, and what
+   follows the handshake.
 5. A server begins by reading: before it has heard the client, OpenSSL has nothing to do.
 """
 
@@ -239,7 +238,7 @@ class Handshake:
                 host = self._tls.server_hostname
                 self._outcome = status_of(error, _DOING, host=host, first=self._first)
         try:
-            if self._outcome is not _OK and self._outgoing.pending and not self._send():
+            if self._outgoing.pending and not self._send():
                 return True
             if self._outcome is not None:
                 self._finish(self._outcome)
@@ -299,14 +298,9 @@ class Handshake:
         if not status.ok:
             self._end(status)
         elif self._claim():
-            endpoint = TLSEndpoint(
-                self._engine, self._below, self._tls, self._incoming, self._outgoing, self._memory
+            self._on_done(
+                TLSEndpoint(self._engine, self._below, self._tls, self._incoming, self._outgoing, self._memory)
             )
-            try:
-                self._on_done(endpoint)
-            finally:
-                endpoint._end_beginning()
-                del endpoint  # logs may keep this frame, if `on_done` raised
 
 
 def _check(

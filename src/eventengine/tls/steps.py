@@ -3,9 +3,7 @@
 What goes on below, and why one thing is done before another:
 
 1. First what has come of a write below, then close or writing, then reading, then what OpenSSL has to say to what was
-   read. A turn goes on for as long as things are done at once, which the endpoint below has a budget for. Of the first
-   turn, what ended the handshake is sent with what is written, or last; and if that turn read something that came with
-   the handshake, with the answer to that: there is another turn when the endpoint was handed over, at the latest.
+   read. A turn goes on for as long as things are done at once, which the endpoint below has a budget for.
 2. Plaintext that is in hand is given out before anything is read below; bytes before the end come first, with OK.
 3. A read for whose plaintext the quota has no room stands in the quota's line, and has a read outstanding below all the
    same: so it hears of the end, and what that read brings is room, too.
@@ -44,7 +42,6 @@ WriteRequest = tuple[OnDone, SliceBuffer, int, WriteEventSink | None]
 class Steps(Endpoint):
     __slots__ = (
         "_arrived",
-        "_begins",
         "_below",
         "_ciphertext",
         "_close_timer",
@@ -98,7 +95,6 @@ class Steps(Endpoint):
         self._sent: Status | None = None  # of the write below
         # What the turns know.
         self._writing: WriteRequest | None = None
-        self._begins = True  # there was no turn
         self._has_ended = False  # a close_notify was made
         self._ciphertext = SliceBuffer()  # what the read below brings
         self._reads_below = self._writes_below = False
@@ -145,11 +141,9 @@ class Steps(Endpoint):
         if self._closed:
             self._go_on_closing()
             return
-        begins, self._begins = self._begins, False
-        if not begins or self._encrypter.has_plaintext:
-            self._go_on_writing()
+        self._go_on_writing()
         self._go_on_reading()
-        if self._encrypter.has_output and not (begins and self._read_ended is not None):
+        if self._encrypter.has_output:
             self._go_on_writing()
 
     def _go_on_reading(self) -> None:

@@ -50,11 +50,6 @@ class Turns(Steps):
     def _misused(self, error: Exception) -> Exception:
         return forked() if self._is_forked else error
 
-    def _end_beginning(self) -> None:
-        """Sends what ended the handshake, if nothing took it along: who was to be told of the endpoint was."""
-        if not self._is_forked:
-            self._turn(None)
-
     def _turn(self, caller: object) -> Status | None:
         """Rules 2 and 4. What ended the request `caller`, if it was ended in a turn that was taken here."""
         strand = self._strand
