@@ -22,6 +22,7 @@ import pytest
 
 pytest.importorskip("twisted", reason="Twisted is not installed")
 
+import twisted
 from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
@@ -332,6 +333,10 @@ def test_a_large_form_is_parsed_only_where_there_is_room(serve: Serve, memory: s
         assert served.memory.peak > 12 * 200_000
 
 
+@pytest.mark.skipif(
+    (twisted.version.major, twisted.version.minor) < (24, 7),
+    reason="before Twisted 24.7 a stock Site loses large requests that were sent ahead, too",
+)
 def test_requests_that_were_sent_ahead_are_charged_one_by_one(serve: Serve) -> None:
     served = serve("1MiB")
     client = served.connect()
