@@ -177,9 +177,10 @@ KINDS = [
     for loop, (needs, _) in LOOPS.items()
     for private_poller in (True, False)
     for pool in (False, True)
-    if (loop != "default" or private_poller) and (loop in MAIN or not pool)
+    if (loop != "default" or private_poller) and (not pool or (loop in MAIN and private_poller))
 ]
-"""The four engines in every combination that they have; the other loops with both pollers."""
+"""Each loop with both pollers, where it has both; the four engines with a pool, too, for where callbacks run is nothing
+that a poller knows of."""
 
 
 @contextmanager
