@@ -39,6 +39,7 @@ ZONE: dict[str, dict[int, Any]] = {
         SRV: [dns.Record_SRV(10, 60, 8080, "a.test"), dns.Record_SRV(20, 0, 8081, "b.test")],
     },
     "_none._tcp.test": {SRV: [dns.Record_SRV(0, 0, 0, b"")]},
+    "_bytes._tcp.test": {SRV: [dns.Record_SRV(0, 0, 80, b"\xff\xfe.test")]},
     "text.test": {TXT: [dns.Record_TXT(b"v=spf1 ", b"-all"), dns.Record_TXT("caf\xe9".encode())]},
     "bytes.test": {TXT: [dns.Record_TXT(b"\xff\x00x")]},
     "long.test": {TXT: [dns.Record_TXT(*(b"%03d" % n + b"x" * 200 for n in range(20)))]},

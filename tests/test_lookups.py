@@ -178,6 +178,17 @@ def test_service_records_are_told(resolver: DNSResolver, ledger: Ledger) -> None
     assert status.code is StatusCode.NOT_FOUND
 
 
+def test_a_service_whose_host_is_no_text_is_told_and_leaves_its_place_to_others(
+    resolver: DNSResolver, ledger: Ledger
+) -> None:
+    """More of them than are asked for at a time: one that was never answered would keep its place for good."""
+    found = [Callback[object](ledger) for _ in range(AT_ONCE + 6)]
+    for on_resolve in found:
+        resolver.lookup_srv(on_resolve, "_bytes._tcp.test")
+    for on_resolve in found:
+        assert on_resolve.result() == [SRVRecord("\\255\\254.test", 80, 0, 0)]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -125,13 +125,17 @@ class _OverTCP(client.DNSClientFactory):
         return protocol
 
 
+class _Name(Protocol):
+    name: bytes
+
+
 class _Record(Protocol):
     address: bytes
     data: list[bytes]
     priority: int
     weight: int
     port: int
-    target: object
+    target: _Name
 
 
 class _Header(Protocol):
@@ -216,14 +220,15 @@ class TwistedNamesSource(NameSource):
         read: Callable[[Section], list[T]],
         answer: Callable[[StatusOr[list[T]]], None],
     ) -> None:
-        def on_found(found: Found) -> None:
-            answer(read(found[0]) or question.failed(StatusCode.NOT_FOUND, "there is no such record"))
+        def read_answers(found: Found) -> StatusOr[list[T]]:
+            return read(found[0]) or question.failed(StatusCode.NOT_FOUND, "there is no such record")
 
         def on_failure(failure: Failure) -> None:
             error = cast("BaseException", failure.value)  # pyright: ignore[reportUnknownMemberType]
             answer(_failed(question, error))
 
-        maybeDeferred(look_up, question.host).addCallbacks(on_found, on_failure)
+        # What `read_answers` raises is an answer, too: a lookup without one would keep its place for good.
+        maybeDeferred(look_up, question.host).addCallback(read_answers).addCallbacks(answer, on_failure)
 
 
 class _Both:
@@ -257,8 +262,13 @@ def _addresses(question: Question, kind: int, family: socket.AddressFamily, answ
 def _services(answers: Section) -> list[SRVRecord]:
     """A target of "." says that there is no such service (RFC 2782)."""
     found = [each.payload for each in answers if each.type == dns.SRV]
-    records = [SRVRecord(str(each.target), each.port, each.priority, each.weight) for each in found]
+    records = [SRVRecord(_text_of(each.target), each.port, each.priority, each.weight) for each in found]
     return [record for record in records if record.host not in ("", ".")]
+
+
+def _text_of(name: _Name) -> str:
+    """As zone files write it, and c-ares: a server may send any bytes."""
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\{byte:03}" for byte in name.name)
 
 
 def _texts(answers: Section) -> list[str]:
