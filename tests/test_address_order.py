@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from eventengine import ResolvedAddress
-from eventengine.core.address_order import in_order, source_of
+from eventengine.core.address_order import MOST, in_order, source_of
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
 
 # Section 10.2, each destination with the source that is chosen for it, in the order that comes out. Two of its examples
@@ -50,6 +50,19 @@ def test_equals_keep_their_order_and_none_comes_twice() -> None:
     assert (
         in_order(within, lambda address: "2001:db8::8001") == within
     )  # beyond the prefix there is nothing to compare
+
+
+def test_thousands_of_addresses_do_not_take_a_socket_each() -> None:
+    asked: list[ResolvedAddress] = []
+
+    def note(address: ResolvedAddress) -> str | None:
+        asked.append(address)
+        return None if address == addresses[0] else "192.0.2.77"
+
+    addresses = [ResolvedAddress.tcp(f"10.0.{n >> 8}.{n & 255}", 80) for n in range(4000)]
+    found = in_order(addresses, note)
+    assert found == [*addresses[1:MOST], addresses[0], *addresses[MOST:]]
+    assert len(asked) == MOST
 
 
 def test_one_address_needs_no_socket() -> None:

@@ -27,6 +27,9 @@ from eventengine.address import ResolvedAddress
 
 __all__ = ["in_order", "source_of"]
 
+MOST: Final = 256
+"""Addresses that are put in order. Each takes a socket, on the loop's thread, and a server may name six thousand."""
+
 _LINK_LOCAL: Final = 2
 _SITE_LOCAL: Final = 5
 _GLOBAL: Final = 14
@@ -63,11 +66,12 @@ def in_order(
     destinations: Iterable[ResolvedAddress],
     source_of: Callable[[ResolvedAddress], str | None] = source_of,
 ) -> list[ResolvedAddress]:
-    """The IPv4 and IPv6 addresses `destinations`, none twice, the best first."""
+    """The IPv4 and IPv6 addresses `destinations`, none twice, the best first; those beyond MOST as they came."""
     unique = list(dict.fromkeys(destinations))
     if len(unique) < 2:
         return unique
-    return sorted(unique, key=lambda destination: _rank(destination.host, source_of(destination)))
+    ranked = sorted(unique[:MOST], key=lambda destination: _rank(destination.host, source_of(destination)))
+    return ranked + unique[MOST:]
 
 
 def _rank(destination: str, source: str | None) -> tuple[bool, bool, bool, int, int, int]:
