@@ -7,15 +7,19 @@ import importlib.util
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from engines import LOOPS
 from eventengine import EventEngine, ResolvedAddress, StatusCode, create_event_engine
 from eventengine.bridges.asyncio import AsyncioEventEngine
+from eventengine.core.handles import next_handle
+from eventengine.core.resolver import HostedResolver
+from eventengine.status import ClosedResourceError
 from eventengine.testing.oracle import TIMEOUT
 
 HAS_PYCARES = importlib.util.find_spec("pycares") is not None
@@ -97,6 +101,27 @@ def resolve(engine: EventEngine, name: str) -> Any:
     with closing(engine.get_dns_resolver()) as resolver:
         resolver.lookup_hostname(found.put, name)
         return found.get(timeout=TIMEOUT)
+
+
+def test_a_lookup_that_a_close_overtakes_is_refused_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look whether the resolver is closed and the noting of the callback, another thread closes it."""
+    with create_event_engine() as engine:
+        resolver = cast("HostedResolver", engine.get_dns_resolver())
+        asked: list[object] = []
+        monkeypatch.setattr(type(resolver._source), "find_addresses", lambda source, *args: asked.append(args))
+
+        def close_now() -> int:
+            resolver.close()
+            return next_handle()
+
+        monkeypatch.setattr("eventengine.core.resolver.next_handle", close_now)
+        found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with pytest.raises(ClosedResourceError):
+            resolver.lookup_hostname(found.put, "name.test:80")
+        turned = threading.Event()
+        engine.run(turned.set)
+        assert turned.wait(TIMEOUT)
+        assert (asked, found.empty()) == ([], True)
 
 
 def test_the_reactor_s_own_resolver_is_asked_and_may_be_another_one() -> None:

@@ -253,6 +253,8 @@ class HostedResolver(DNSResolver):
             raise ClosedResourceError("the resolver was closed")
         query = next_handle()
         self._pending[query] = on_resolve
+        if self._closed and self._pending.pop(query, None) is not None:  # closed just now; else the close answers
+            raise ClosedResourceError("the resolver was closed")
         return query
 
     def _post(self, query: int, letter: Callable[[], object]) -> None:
