@@ -168,9 +168,9 @@ class Encrypter:
         return bool(self._plain or self._again)
 
     @property
-    def has_output(self) -> bool:
-        """Whether OpenSSL has something to say itself: an answer to the peer, an alert."""
-        return bool(self._outgoing.pending)
+    def output(self) -> int:
+        """Bytes that OpenSSL has to say itself: an answer to the peer, an alert."""
+        return self._outgoing.pending
 
     def take(self, data: SliceBuffer, max_frame_size: int) -> None:
         """Takes the content of `data` over, to be encrypted."""

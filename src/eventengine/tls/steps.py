@@ -7,7 +7,9 @@ What goes on below, and why one thing is done before another:
 2. Plaintext that is in hand is given out before anything is read below; bytes before the end come first, with OK.
 3. A read for whose plaintext the quota has no room stands in the quota's line, and has a read outstanding below all the
    same: so it hears of the end, and what that read brings is room, too.
-4. OpenSSL renegotiates (TLS 1.2) within reads and writes, and then encrypts nothing until it has heard of the peer: a
+4. What OpenSSL answers to what was read (new keys, no renegotiation) waits in its memory BIO, uncharged, while a write
+   is below. A peer that has us answer and does not take the answers is cut at UNTAKEN bytes.
+5. OpenSSL renegotiates (TLS 1.2) within reads and writes, and then encrypts nothing until it has heard of the peer: a
    write has a read below, then, and what that brings of plaintext is put aside for the next read.
 """
 
@@ -32,7 +34,13 @@ __all__ = ["OnDone", "ReadRequest", "Steps", "WriteRequest"]
 LINGER: Final = 1.0
 """Seconds that a close waits, at most, for a peer that does not take the close_notify."""
 
+UNTAKEN: Final = 1 << 16
+"""Bytes of OpenSSL's own answers that a peer may leave untaken: the new keys that it asked for 2,400 times."""
+
 _OK: Final = Status.OK
+_TAKES_NO_ANSWERS: Final = Status(
+    StatusCode.UNAVAILABLE, "reading: the peer has TLS answer it again and again, and does not take the answers"
+)
 
 OnDone = Callable[[Status], object]
 ReadRequest = tuple[OnDone, SliceBuffer, int]
@@ -143,7 +151,7 @@ class Steps(Endpoint):
             return
         self._go_on_writing()
         self._go_on_reading()
-        if self._encrypter.has_output:
+        if self._encrypter.output:
             self._go_on_writing()
 
     def _go_on_reading(self) -> None:
@@ -196,6 +204,8 @@ class Steps(Endpoint):
             aside = SliceBuffer()
             self._decrypter.take(ciphertext, aside)
             self._decrypter.put_aside(aside)
+        if self._writes_below and self._encrypter.output > UNTAKEN:
+            self._decrypter.end = _TAKES_NO_ANSWERS
 
     def _look_for_plaintext(self, request: ReadRequest) -> Status | None:
         """OK when there is enough, what ended the stream, or None when one has to wait."""
@@ -243,7 +253,7 @@ class Steps(Endpoint):
                 self._decrypter.set_aside()
                 self._send_close_notify()
                 return
-            if self._unwritable is None and (encrypter.has_plaintext or encrypter.has_output):
+            if self._unwritable is None and (encrypter.has_plaintext or encrypter.output):
                 try:
                     ciphertext = encrypter.encrypt()
                 except ssl.SSLError as error:
