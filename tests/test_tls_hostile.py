@@ -7,17 +7,18 @@ import _ssl
 import ctypes
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import pytest
 
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
-from eventengine import EndpointConfig, EventEngine, StatusCode
-from eventengine.testing.application import Application
+from eventengine import Endpoint, EndpointConfig, EventEngine, Status, StatusCode
+from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
-from eventengine.testing.oracle import connect
-from handshakes import try_accept
+from eventengine.testing.oracle import TIMEOUT, connect
+from handshakes import start_accept, try_accept
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
@@ -69,6 +70,39 @@ class Flooder:
     def close(self) -> None:
         self._openssl.SSL_free(self._ssl)
         self._openssl.SSL_CTX_free(self._context)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+BEGINNING = b"\x01\x01\x00\x00\x03\x03" + bytes(16_000)  # of a ClientHello of 64 KiB, as one record has it
+
+
+@pytest.mark.parametrize("end", ["cancel", "hang up", "close the engine"])
+def test_what_a_handshake_has_received_is_charged_until_it_ends(app: Application, end: str) -> None:
+    accepting = app.listen()
+    with connect(accepting.address) as connection:
+        on_done = Callback[Endpoint | Status](app.ledger, times=0 if end == "cancel" else 1)
+        endpoint = accepting.next()
+        handshake = app.call(lambda: start_accept(app, on_done, endpoint))
+        connection.sendall(b"\x16\x03\x01" + len(BEGINNING).to_bytes(2, "big") + BEGINNING)
+        until(lambda: app.quota.memory.used > 16_000)
+        if end == "cancel":
+            assert handshake.cancel()
+        elif end == "hang up":
+            connection.close()
+            on_done.result()
+        else:
+            accepting.close()
+            app.engine.close()
+            on_done.result()
+        until(lambda: app.quota.memory.used == 0)
+    if end != "close the engine":
+        accepting.close()
 
 
 def test_a_peer_that_asks_for_new_keys_and_takes_no_answer_is_cut(app: Application, openssl: ctypes.CDLL) -> None:

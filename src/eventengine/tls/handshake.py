@@ -12,6 +12,9 @@ Rules:
 4. What OpenSSL has to say is sent before anything else: also the alert that tells the peer why it is refused, and what
    follows the handshake.
 5. A server begins by reading: before it has heard the client, OpenSSL has nothing to do.
+6. What the peer sends is charged until the handshake ends, though OpenSSL has it: up to 128 KiB of a message that is
+   never whole, from a peer that nobody knows yet. Who ends the handshake gives back what is in `_fed`, and so does the
+   chain, when it adds to that and finds that the end came first.
 """
 
 from __future__ import annotations
@@ -133,6 +136,7 @@ class Handshake:
         "_charge",
         "_ciphertext",
         "_engine",
+        "_fed",
         "_first",
         "_incoming",
         "_memory",
@@ -163,6 +167,7 @@ class Handshake:
         self._memory = memory_allocator.memory
         self._ciphertext = SliceBuffer()
         self._charge = 0
+        self._fed: list[int] = []
         self._first = b""
         self._outcome: Status | None = None
         self._timer: TaskHandle | None = None
@@ -187,7 +192,14 @@ class Handshake:
         if self._timer is not None:
             with contextlib.suppress(ForkedProcessError):
                 self._engine.cancel(self._timer)
+        self._give_back_fed()
         return True
+
+    def _give_back_fed(self) -> None:
+        """Rule 6. Any thread."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._memory.give(self._fed.pop())
 
     def _start(self, timeout: float) -> Handshake:
         self._timer = self._engine.run_after(timeout, self._time_out)
@@ -291,7 +303,11 @@ class Handshake:
                 self._first += bytes(part[: _FIRST - len(self._first)])
             self._incoming.write(part)
             del part  # or its block would not go back to the pool
+        size = len(self._ciphertext)
         self._ciphertext.clear()
+        self._fed.append(self._memory.take(size, size))
+        if not hasattr(self, "_open"):
+            self._give_back_fed()
         return False
 
     def _finish(self, status: Status) -> None:
