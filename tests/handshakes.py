@@ -23,7 +23,7 @@ def start_connect(
     *,
     server_hostname: str | None = HOST,
     timeout: float = TIMEOUT,
-    session: ssl.SSLSession | None = None,
+    session: tls.Session | None = None,
 ) -> tls.Handshake:
     return tls.connect(
         app.engine,

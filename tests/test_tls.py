@@ -408,7 +408,7 @@ def test_alpn_sni_and_what_was_agreed_are_told(app: Application) -> None:
 def test_a_session_is_resumed(app: Application, version: ssl.TLSVersion) -> None:
     ours, theirs = certificates().client_context(), certificates().server_context()
     theirs.maximum_version = version
-    session: ssl.SSLSession | None = None
+    session: tls.Session | None = None
     for resumed in (False, True):
         with paired(app, "client", ours, theirs, session=session) as (endpoint, oracle):
             assert secured(endpoint).is_resumed is oracle.session_reused is resumed
@@ -416,6 +416,38 @@ def test_a_session_is_resumed(app: Application, version: ssl.TLSVersion) -> None
             assert app.receive(endpoint, 1) == b"x"
             session = secured(endpoint).session
             assert session is not None
+
+
+def _session_with(app: Application, context: ssl.SSLContext, host: str) -> tls.Session:
+    with paired(app, "client", context, server_hostname=host) as (endpoint, oracle):
+        oracle.sendall(b"x")
+        assert app.receive(endpoint, 1) == b"x"
+        session = secured(endpoint).session
+        assert session is not None
+        return session
+
+
+def test_a_session_is_not_gone_on_with_for_another_host(app: Application) -> None:
+    """OpenSSL would: no certificate is sent, so the name of the host is not looked at."""
+    context = certificates().client_context()
+    session = _session_with(app, context, HOST)
+    refusal = pytest.raises(ValueError, match=f"for 'localhost': when it was made, the host was '{HOST}'")
+    with below(app, "client") as (endpoint, _), refusal:
+        start_connect(app, print, endpoint, context, server_hostname="localhost", session=session)
+
+
+def test_a_session_is_not_gone_on_with_where_more_must_be_checked(app: Application) -> None:
+    context = certificates().client_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    session = _session_with(app, context, HOST)
+    with below(app, "client") as (endpoint, _):
+        context.verify_mode = ssl.CERT_REQUIRED
+        with pytest.raises(ValueError, match="no certificate was checked, and the context asks for more"):
+            start_connect(app, print, endpoint, context, session=session)
+        context.check_hostname = True
+        with pytest.raises(ValueError, match=f"for '{HOST}': when it was made, no host was checked"):
+            start_connect(app, print, endpoint, context, session=session)
 
 
 def test_the_descriptor_may_be_looked_at_and_not_taken(app: Application) -> None:

@@ -9,5 +9,6 @@ See docs/tls.md.
 
 from eventengine.tls.extension import Secured
 from eventengine.tls.handshake import Handshake, accept, connect
+from eventengine.tls.session import Session
 
-__all__ = ["Handshake", "Secured", "accept", "connect"]
+__all__ = ["Handshake", "Secured", "Session", "accept", "connect"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 
+from eventengine.tls.session import Session
+
 __all__ = ["Secured"]
 
 
@@ -15,7 +17,9 @@ class Secured:
     """
 
     __slots__ = (
+        "_checked_host",
         "_session",
+        "_verify_mode",
         "alpn_protocol",
         "cipher",
         "is_resumed",
@@ -52,12 +56,15 @@ class Secured:
         self.peer_certificate = tls.getpeercert()
         self.peer_certificate_der = tls.getpeercert(binary_form=True)
         self._session = session
+        self._checked_host = tls.server_hostname if tls.context.check_hostname else None
+        self._verify_mode = tls.context.verify_mode
 
     @property
-    def session(self) -> ssl.SSLSession | None:
-        """The session, to give to the next `connect` with the same context; None at a server.
+    def session(self) -> Session | None:
+        """The session, to give to the next `connect` to the same host with the same context; None at a server.
 
         With TLS 1.3 the server sends it after the handshake, so ask after the first read; and use each only once, or
         those who watch can tell that it is the same client. May be asked for from any thread.
         """
-        return self._session()
+        session = self._session()
+        return None if session is None else Session(session, self._checked_host, self._verify_mode)

@@ -31,6 +31,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.slices import SliceBuffer
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
 from eventengine.tls.endpoint import TLSEndpoint
+from eventengine.tls.session import Session
 from eventengine.tls.statuses import status_of, unexpected_end
 
 __all__ = ["Handshake", "accept", "connect"]
@@ -52,7 +53,7 @@ def connect(
     server_hostname: str | None,
     memory_allocator: MemoryAllocator,
     timeout: float,
-    session: ssl.SSLSession | None = None,
+    session: Session | None = None,
 ) -> Handshake:
     """Makes TLS's client of a connection: does the handshake, and gives the endpoint that encrypts.
 
@@ -71,10 +72,12 @@ def connect(
             (SNI). None only with a context whose `check_hostname` is False.
         memory_allocator: What the new endpoint's buffers are counted on.
         timeout: Seconds for the handshake.
-        session: One of an earlier connection with the same context, `Secured.session`, to go on with.
+        session: One of an earlier connection to the same host with the same context, `Secured.session`, to go on with.
+            No certificate is sent then, and so none is checked again.
 
     Raises:
-        TypeError, ValueError: An argument is not what it must be; `endpoint` stays the caller's.
+        TypeError, ValueError: An argument is not what it must be, as a session of another host or context is not;
+            `endpoint` stays the caller's.
         ClosedResourceError: The engine was closed; likewise.
 
     Not promised: that the server has accepted our certificate. With TLS 1.3 it may refuse it after the handshake, and
@@ -93,10 +96,12 @@ def connect(
         raise ValueError(
             "server_hostname is None and the context checks host names; say whom the certificate must be for"
         )
-    if session is not None and not isinstance(session, ssl.SSLSession):
-        raise TypeError(f"session must be an ssl.SSLSession or None, not {type(session).__name__}")
+    if session is not None and not isinstance(session, Session):
+        raise TypeError(f"session must be one of Secured.session or None, not {type(session).__name__}")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname=server_hostname, session=session)
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=server_hostname)
+    if session is not None:
+        session.put_into(tls)
     return Handshake(engine, on_done, endpoint, tls, incoming, outgoing, memory_allocator)._start(timeout)
 
 
