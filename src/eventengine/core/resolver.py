@@ -363,7 +363,8 @@ class HostedResolver(DNSResolver):
 def _to_ascii(text: str, host: str) -> str:
     """The name as it is asked for. Raises ValueError, with the text that was given, for what cannot be one."""
     try:
-        name = host if host.isascii() else host.encode("idna").decode("ascii")
+        # What is refused for its length is not encoded before: that might take seconds.
+        name = host if host.isascii() or len(host) > 254 else host.encode("idna").decode("ascii")
     except ValueError as error:
         raise ValueError(f"{text!r} is not a name: {error}") from None
     bare = name.removesuffix(".")
