@@ -226,6 +226,25 @@ def test_a_transport_that_has_a_producer_or_was_closed_is_refused_and_stays_as_i
             stage.call(borrow)
 
 
+@pytest.mark.parametrize("reads", ["reads before", "reads after"])
+def test_a_transport_that_another_closes_is_closed_and_reads_are_told(
+    stage: TwistedStage, app: Application, reads: str
+) -> None:
+    """As its factory or a policy may; the producer that we are would keep it from that."""
+    made, address = _listen(stage, None)
+    allocator = app.quota.create_memory_allocator("borrowed")
+    with connect(address) as oracle:
+        transport = made.get(timeout=TIMEOUT).transport
+        endpoint: Endpoint = stage.call(lambda: stage.engine.endpoint_from_transport(transport, allocator))
+        with closing(endpoint):
+            before = app.start_read(endpoint, SliceBuffer()) if reads == "reads before" else None
+            stage.call(transport.loseConnection)
+            assert oracle.recv(1) == b""
+            status = before.result() if before else app.read(endpoint, SliceBuffer())
+            assert status.code is StatusCode.OUT_OF_RANGE
+            assert app.write(endpoint, b"x").code is StatusCode.UNAVAILABLE
+
+
 def test_a_transport_that_cannot_be_paused_is_refused(stage: TwistedStage, app: Application) -> None:
     class Unpaused:
         def write(self, data: bytes) -> None:

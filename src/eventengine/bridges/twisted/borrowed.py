@@ -9,7 +9,8 @@ Rules, besides those of `core.borrowed`:
    64 KiB, and when that has gone, so up to 64 KiB may be on their way within Twisted when a write on it is done.
 2. A TLS transport is borrowed when its handshake is done: a paused one would never do it.
 3. Twisted's TLS, once told to close, waits for the peer to do so, too, for ever; after LINGER seconds it is cut.
-4. A pull producer keeps a transport from closing, by halves or whole; so it is taken back before.
+4. A pull producer keeps a transport from closing, by halves or whole; so it is taken back before, and when it is asked
+   for more by one that somebody else has closed.
 """
 
 from __future__ import annotations
@@ -186,6 +187,8 @@ class _Port(PushTransport):
         self._full = True
 
     def resumeProducing(self) -> None:
+        if self._is_own and getattr(self._transport, "disconnecting", False):
+            self._stop_producing()  # somebody else has closed it, and reads are told when it has gone
         if self._full:
             self._full = False
             self.drained()
