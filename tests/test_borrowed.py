@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import random
 import socket
@@ -27,6 +28,7 @@ from eventengine import (
     SliceBuffer,
     Status,
     StatusCode,
+    StatusError,
     SupportsFileDescriptor,
 )
 from eventengine.testing.application import Application, Callback, Ledger
@@ -240,6 +242,39 @@ def test_connections_that_are_abandoned_at_any_moment_leave_nothing(
         gc.collect()
         app.on_loop(lambda: None)
     assert cancelled > 10
+
+
+def test_an_end_of_tls_without_close_notify_is_no_end_of_the_stream(
+    stage: Stage, app: Application, quota: ResourceQuota, certificate: Certificate
+) -> None:
+    """It may be that of one who cut the stream off; the frameworks tell both alike, but for Twisted."""
+    next_endpoint, port = accepted_by(stage, quota, certificate)
+    below = connect(ResolvedAddress.tcp("127.0.0.1", port))
+    with socket.socket(fileno=os.dup(below.fileno())) as plain, through_tls(certificate, below) as oracle:
+        endpoint = next_endpoint()
+        with closing(endpoint):
+            oracle.sendall(b"half of a mess")
+            assert app.receive(endpoint, 14) == b"half of a mess"
+            plain.shutdown(socket.SHUT_WR)
+            for _ in range(2):
+                assert app.read(endpoint, SliceBuffer()).code is StatusCode.UNAVAILABLE
+
+
+def test_a_transport_is_not_borrowed_twice(stage: Stage, app: Application, quota: ResourceQuota) -> None:
+    engine: Any = stage.engine
+    next_endpoint, port = accepted_by(stage, quota, None)
+    borrow = getattr(engine, "endpoint_from_iostream", None) or engine.endpoint_from_transport
+    allocator = quota.create_memory_allocator("again")
+    with (
+        connect(ResolvedAddress.tcp("127.0.0.1", port)) as oracle,
+        closing(next_endpoint()) as endpoint,
+    ):
+        port_of: Any = endpoint._port  # type: ignore[attr-defined]
+        transport = getattr(port_of, "_transport", None) or port_of._stream
+        with pytest.raises(StatusError, match="FAILED_PRECONDITION"):
+            stage.call(lambda: borrow(transport, allocator))
+        oracle.sendall(b"still heard")
+        assert app.receive(endpoint, 11) == b"still heard"
 
 
 def test_what_cannot_be_borrowed_is_refused(stage: Stage, app: Application, quota: ResourceQuota) -> None:

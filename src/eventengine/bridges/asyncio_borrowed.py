@@ -5,7 +5,9 @@ Rules, besides those of `core.borrowed`:
 1. A write is done when the transport's buffer is empty: its limits are set to nought, so that it says so. Over TLS, up
    to 64 KiB may still be in the buffer of the transport below.
 2. asyncio reads ahead of nobody: a paused transport hears of no end and no reset until it is resumed.
-3. A loop that was closed leaves its transports behind; nothing can be called on them, and nothing is.
+3. Over TLS asyncio tells every end alike, also one without close_notify, which may be that of one who cut the stream
+   off. OpenSSL, when it is asked to read on, says which it was.
+4. A loop that was closed leaves its transports behind; nothing can be called on them, and nothing is.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from eventengine.core.borrowed import PushTransport, borrow, check_is_here
 from eventengine.core.hosted import HostedEventEngine, check_allocator
 from eventengine.engine import Endpoint
 from eventengine.memory import MemoryAllocator
-from eventengine.status import Status, StatusError
+from eventengine.status import Status, StatusCode, StatusError
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
@@ -82,7 +84,7 @@ class _Port(PushTransport, asyncio.Protocol):
                 self._transport.write_eof()
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # rule 3
+        with contextlib.suppress(RuntimeError):  # rule 4
             self._transport.close()
 
     def abort(self) -> None:
@@ -95,14 +97,25 @@ class _Port(PushTransport, asyncio.Protocol):
         self.data(data)
 
     def eof_received(self) -> bool:
-        self.end()
+        if self._is_clean_end():
+            self.end()
         return not self._is_tls  # which cannot be kept open
 
     def resume_writing(self) -> None:
         self.drained()
 
+    def _is_clean_end(self) -> bool:
+        """Rule 3."""
+        tls = cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
+        try:
+            return tls is None or not tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:
+            return False
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is None and self._is_tls:
+        if exc is None and self._is_tls and self._is_clean_end():
             self.end()
         self.broken(_number_of(exc))
 
@@ -135,8 +148,9 @@ class BorrowsTransports(HostedEventEngine):
                 gives it. Not that of a StreamWriter, which closes it when it is collected.
             memory_allocator: What the endpoint draws its memory from.
 
-        Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed;
-        ClosedResourceError after close; RuntimeError on another thread than the loop's, where alone this may be called.
+        Raises TypeError for what is no such transport; StatusError, UNAVAILABLE, for one that was closed,
+        FAILED_PRECONDITION for one that was borrowed already; ClosedResourceError after close; RuntimeError on another
+        thread than the loop's, where alone this may be called.
         """
         check_allocator(memory_allocator)
         check_is_here(self._loop, "endpoint_from_transport")
@@ -149,6 +163,8 @@ class BorrowsTransports(HostedEventEngine):
         transport = cast("asyncio.Transport", transport)
         if transport.is_closing():
             raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a transport that was closed"))
+        if isinstance(transport.get_protocol(), _Port):
+            raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "the transport is an endpoint's already"))
         return _borrow(self._loop, transport, memory_allocator)
 
 

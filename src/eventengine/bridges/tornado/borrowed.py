@@ -7,6 +7,8 @@ Rules, besides those of `core.borrowed`:
 2. Between two requests a stream may read one chunk of 64 KiB ahead into a buffer of its own, which is not charged, to
    learn of the end.
 3. A stream closes whole: when the peer has ended its stream nothing can be written any more.
+4. Python's `ssl` hides an end of TLS without close_notify, unless it is told not to: it may be that of one who cut the
+   stream off.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import ssl
 from asyncio import Future
 from typing import TYPE_CHECKING, Final, Protocol, cast
+from weakref import WeakSet
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
@@ -24,7 +27,7 @@ from eventengine.address import ResolvedAddress
 from eventengine.core.borrowed import PushTransport, borrow, check_is_here
 from eventengine.engine import Endpoint
 from eventengine.memory import MemoryAllocator
-from eventengine.status import BusyResourceError, Status, StatusError
+from eventengine.status import BusyResourceError, Status, StatusCode, StatusError
 
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["endpoint_from_iostream"]
 
 CHUNK: Final = 64 * 1024
+
+_borrowed: Final = WeakSet[IOStream]()
+
+
+class _SSLSocket(Protocol):
+    suppress_ragged_eofs: bool
 
 
 class _HasSocket(Protocol):
@@ -50,6 +59,8 @@ class _Port(PushTransport):
         super().__init__()
         self._stream = stream
         self.can_half_close = not isinstance(stream, SSLIOStream)
+        if isinstance(stream, SSLIOStream):
+            cast("_SSLSocket", _socket_of(stream)).suppress_ragged_eofs = False
         self._reading = self._wanted = False
 
     def resume(self) -> None:
@@ -130,6 +141,8 @@ def endpoint_from_iostream(loop: Loop, stream: object, allocator: MemoryAllocato
         raise TypeError(f"stream must be a tornado.iostream.IOStream, not {type(stream).__name__}")
     if stream.closed():
         raise StatusError(Status.from_errno(errno.ENOTCONN, "borrowing a stream that was closed"))
+    if stream in _borrowed:
+        raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "the stream is an endpoint's already"))
     if stream.reading() or stream.writing():
         what = "read" if stream.reading() else "write"
         raise BusyResourceError(f"a {what} is outstanding on the stream; wait for it first")
@@ -139,6 +152,7 @@ def endpoint_from_iostream(loop: Loop, stream: object, allocator: MemoryAllocato
     except OSError as error:
         raise StatusError(Status.from_errno(error.errno or errno.EIO, "borrowing a stream")) from None
     family = sock.family
+    _borrowed.add(stream)
     return borrow(
         loop,
         _Port(stream),

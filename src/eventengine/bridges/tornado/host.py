@@ -120,8 +120,9 @@ class TornadoEventEngine(HostedEventEngine):
             memory_allocator: What the endpoint draws its memory from.
 
         Raises TypeError for what is no such stream; BusyResourceError while a read or write is outstanding on it;
-        StatusError, UNAVAILABLE, for one that is closed or not connected; ClosedResourceError after close;
-        RuntimeError on another thread than the loop's, where alone this may be called.
+        StatusError, UNAVAILABLE, for one that is closed or not connected, FAILED_PRECONDITION for one that was borrowed
+        already; ClosedResourceError after close; RuntimeError on another thread than the loop's, where alone this may
+        be called.
         """
         check_allocator(memory_allocator)
         return endpoint_from_iostream(self._loop, stream, memory_allocator)
