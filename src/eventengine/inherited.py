@@ -42,8 +42,8 @@ def inherited_sockets(*, keep_environment: bool = False) -> list[InheritedSocket
     if pid is None or count is None or _number("LISTEN_PID", pid) != os.getpid():
         return []
     total = _number("LISTEN_FDS", count)
-    labels = called.split(":") if called else ["unknown"] * total
-    if len(labels) != total:
+    labels = called.split(":") if called else None
+    if labels is not None and len(labels) != total:
         raise ValueError(
             f"LISTEN_FDNAMES is {called!r}, {len(labels)} names, and LISTEN_FDS says {total} descriptors"
         )
@@ -53,6 +53,8 @@ def inherited_sockets(*, keep_environment: bool = False) -> list[InheritedSocket
             modes.append(os.fstat(fd).st_mode)
         except OSError:
             raise ValueError(f"LISTEN_FDS is {count}, but descriptor {fd} is not open") from None
+    if labels is None:
+        labels = ["unknown"] * total
     found: list[InheritedSocket] = []
     for fd, (name, mode) in enumerate(zip(labels, modes, strict=True), _FIRST):
         os.set_inheritable(fd, False)
@@ -62,6 +64,6 @@ def inherited_sockets(*, keep_environment: bool = False) -> list[InheritedSocket
 
 
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError(f"{name} is {value!r}; it must be a number")
+    if not (value.isascii() and value.isdigit() and len(value) < 20):
+        raise ValueError(f"{name} is {value!r}; it must be a number, of less than 20 digits")
     return int(value)
