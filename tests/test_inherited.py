@@ -234,6 +234,40 @@ def test_what_a_listener_cannot_adopt_is_refused_and_stays_the_callers(app: Appl
         assert late.fileno() > 0
 
 
+def test_a_descriptor_is_taken_over_once(app: Application) -> None:
+    """Else it would be closed twice, the second time as somebody else's."""
+    ours, oracle = tcp_pair()
+    allocator = app.quota.create_memory_allocator("taken over")
+    with oracle:
+        endpoint = app.engine.endpoint_from_fd(number := ours.detach(), allocator)
+        with pytest.raises(ValueError, match=f"descriptor {number} is that of an endpoint of this engine already"):
+            app.engine.endpoint_from_fd(number, allocator)
+        both_ways(app, endpoint, oracle)
+        endpoint.close()
+    accepting, adopts = listener_of(app)
+    listening = socket.create_server(("127.0.0.1", 0))
+    adopts.adopt(number := listening.detach())
+    with pytest.raises(ValueError, match=f"descriptor {number} was adopted already"):
+        adopts.adopt(number)
+    accepting.close()
+
+
+def test_a_descriptor_that_its_giver_closes_leaves_no_callback_untold(app: Application) -> None:
+    ours, oracle = tcp_pair()
+    with oracle:
+        endpoint = app.engine.endpoint_from_fd(
+            number := ours.detach(), app.quota.create_memory_allocator("taken over")
+        )
+        on_read = app.start_read(endpoint, SliceBuffer())
+        app.on_loop(lambda: (os.close(number), endpoint.close()))
+        assert on_read.result().code is StatusCode.CANCELLED
+    accepting, adopts = listener_of(app)
+    adopts.adopt(number := socket.create_server(("127.0.0.1", 0)).detach())
+    accepting.listener.start()
+    app.on_loop(lambda: (os.close(number), accepting.listener.close()))
+    accepting.on_shutdown.result()
+
+
 # Socket activation: what starts the service passes descriptors as systemd does, and then is the service (execve).
 
 STARTER = """
@@ -320,6 +354,8 @@ def test_a_service_is_reached_on_the_sockets_that_systemd_opened_for_it() -> Non
             "1 names, and LISTEN_FDS says 2 descriptors",
         ),
         ({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1000000"}, "descriptor .* is not open"),
+        ({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 19}, "descriptor .* is not open"),
+        ({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 20}, "LISTEN_FDS is .*; it must be a number"),
     ],
 )
 def test_what_the_environment_says_of_sockets_is_checked_and_taken_out(

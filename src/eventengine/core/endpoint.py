@@ -8,6 +8,7 @@ that has become another's. An endpoint that is collected hands its socket over t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -166,6 +167,7 @@ def _close_socket(loop: Loop, sock: socket.socket, on_closed: Callable[[], objec
     fd = sock.fileno()
     loop.poller.forget(fd)
     loop.endpoints.pop(fd, None)
-    sock.close()
+    with contextlib.suppress(OSError):  # somebody else has closed it; what is outstanding is still to be told
+        sock.close()
     if on_closed is not None:
         on_closed()

@@ -223,6 +223,12 @@ class HostedEventEngine(EventEngine):
         """
         if isinstance(fd, bool) or not isinstance(fd, int):
             raise TypeError(f"fd must be an int, not {type(fd).__name__}")
+        known = self._loop.endpoints.get(fd)
+        endpoint = None if known is None else known()
+        if (
+            endpoint is not None and not endpoint._closed
+        ):  # else it would be closed twice, and be another's by then
+            raise ValueError(f"descriptor {fd} is that of an endpoint of this engine already")
         return self._take_over(fd, memory_allocator, config)
 
     def _take_over(

@@ -81,7 +81,8 @@ class _ListeningSocket:
         self._acceptor.pause(PAUSE)
 
     def close(self) -> None:
-        self.sock.close()
+        with contextlib.suppress(OSError):  # somebody else has closed it; `on_shutdown` is still to be told
+            self.sock.close()
         if self.file is not None:
             self.file.remove()
 
@@ -171,6 +172,8 @@ class Acceptor:
             self._check_open()
             if self._started:
                 raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "adopt must come before start"))
+            if given in [listening.fd for listening in self._sockets]:
+                raise ValueError(f"descriptor {given} was adopted already")
             listening = _ListeningSocket(self, take_listening(given), None, is_adopted=True)
             self._sockets.append(listening)
             port = ResolvedAddress(listening.sock.family, listening.sock.getsockname()).port
