@@ -272,6 +272,23 @@ def test_a_sixteenth_is_left(loop: Loop) -> None:
     assert uploads.admission.most == 150 * KIB
 
 
+def test_who_waits_for_the_room_of_connections_themselves_is_cut_after_two_turns(loop: Loop) -> None:
+    uploads = Uploads(loop, 160 * KIB)
+    charged = 20 * KIB
+    uploads.admission = Admission(uploads.memory, loop, charged=lambda: charged)
+    uploads.memory.take(charged, charged)
+    uploads.begin("large", 130 * KIB + 1)
+    uploads.begin("fits", 130 * KIB)
+    assert uploads.admitted == ["fits"]
+    assert [uploads.made[name].is_too_large for name in ("large", "fits")] == [True, False]
+    for _ in range(int(2 * PATIENCE / STALLED * 2)):
+        loop.go(STALLED / 2)
+        uploads.made["fits"].moved()
+    assert uploads.cut == []
+    loop.go(STALLED / 2)
+    assert uploads.cut == ["large"]
+
+
 def test_who_waits_for_more_while_another_moves_is_cut_after_twice_as_long(loop: Loop) -> None:
     uploads = Uploads(loop)
     uploads.begin("waits for more", 30 * KIB)

@@ -24,6 +24,53 @@ class Here(RequestHandler):
         self.write("here")
 
 
+class Length(RequestHandler):
+    def put(self) -> None:
+        self.write(str(len(self.request.body)))
+
+
+async def _put(port: int, head: bytes, pieces: list[bytes]) -> bytes:
+    """The status line of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PUT /length?secret HTTP/1.1\r\nHost: site\r\n" + head + b"\r\n\r\n")
+    for piece in pieces:
+        writer.write(piece)
+    try:
+        return (await reader.readline()).strip()
+    finally:
+        writer.close()
+
+
+def test_a_body_for_which_there_is_no_room_beside_its_own_connection_is_refused_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        most = 960 * 1024 - bound.COST
+        server = QuotaHTTPServer(Application([("/length", Length)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        port = sock.getsockname()[1]
+        too_large = b"HTTP/1.1 413 Content Too Large"
+        assert await _put(port, b"Content-Length: %d" % (most + 1), []) == too_large
+        assert await _put(port, b"Content-Length: %d" % most, [bytes(most)]) == b"HTTP/1.1 200 OK"
+        form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d" % (most // 2 + 1)
+        assert await _put(port, form, []) == too_large
+        chunks = [b"10000\r\n" + bytes(1 << 16) + b"\r\n"] * 15
+        assert await _put(port, b"Transfer-Encoding: chunked", chunks) == too_large
+        server.stop()
+        await server.close_all_connections()
+
+    caplog.set_level("INFO", logger="tornado.general")
+    run(case)
+    refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(refused) == 3
+    assert all(
+        text.startswith("PUT /length from 127.0.0.1 was refused with 413: its body takes") for text in refused
+    )
+    assert ["twice as that of a form" in text for text in refused] == [False, True, False]
+
+
 @pytest.mark.parametrize("waits", [False, True], ids=["over", "somebody waits"])
 def test_idle_connections_are_charged_and_closed_when_the_quota_is_short_and_busy_ones_are_not(
     waits: bool,

@@ -20,7 +20,8 @@ Rules:
    it may be on another loop. Time in which the loop did not turn counts for nobody. Those who ask as they grow may come
    to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move after twice
    as long; and as many as it takes to let in those whose length is known. Of these one is cut that holds a part and
-   waits for the rest, where nobody moves and none of the others is left.
+   waits for the rest, where nobody moves and none of the others is left. One that has waited for two turns of rule 2,
+   and whose room is what the connections themselves are charged, is cut: none of that comes back.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
@@ -107,6 +108,11 @@ class Upload:
         self.moved_at = self.since = monotonic()
 
     @property
+    def is_too_large(self) -> bool:
+        """Whether it wants more than there is beside what connections themselves are charged now."""
+        return self._admission.is_beyond(self.held + self._wanted)
+
+    @property
     def wanted(self) -> int:
         """The bytes that it waits for; 0 while it does not wait."""
         return self._wanted
@@ -187,7 +193,8 @@ class Upload:
 
 
 class Admission:
-    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`.
+    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`, and
+    `charged` says what connections themselves are charged.
 
     Attributes:
         unsent: The bytes of all that is unsent.
@@ -195,6 +202,7 @@ class Admission:
 
     __slots__ = (
         "__weakref__",
+        "_charged",
         "_close_idle",
         "_contended_since",
         "_is_cutting",
@@ -211,9 +219,14 @@ class Admission:
     )
 
     def __init__(
-        self, memory: MemoryQuota, loop: Scheduler, close_idle: Callable[[], bool] = lambda: False
+        self,
+        memory: MemoryQuota,
+        loop: Scheduler,
+        close_idle: Callable[[], bool] = lambda: False,
+        charged: Callable[[], int] = lambda: 0,
     ) -> None:
         self.memory = memory
+        self._charged = charged
         self._close_idle = close_idle
         self.moving: set[Upload | Unsent] = set()
         self._loop = loop
@@ -243,6 +256,11 @@ class Admission:
         """The bytes that an upload may have at most; None: there is no limit."""
         size = self.memory.size
         return None if size is None else size - size // 16
+
+    def is_beyond(self, size: int) -> bool:
+        """Whether that is more than there is beside what connections themselves are charged."""
+        most = self.most
+        return most is not None and size > most - self._charged()
 
     def try_take(self, size: int, share: int = 16) -> bool:
         """Takes room, if one in `share` of the quota is left."""
@@ -384,6 +402,8 @@ class Admission:
             uploads = (each for each in {*self._waiting, *self.moving} if isinstance(each, Upload))
             for upload in [each for each in uploads if each.held + each.wanted > most]:
                 upload.cut()
+        for upload in [each for each in self._waiting if now - each.since > 2 * PATIENCE and each.is_too_large]:
+            upload.cut()
         if self._waiting:
             self._let_in_who_fit()  # it may be another's turn
         if not self.memory.somebody_waits:

@@ -75,6 +75,11 @@ class Connections:
         self._sweep: ReclamationSweep | None = None
         self._none_until = 0.0
 
+    @property
+    def charged(self) -> int:
+        """The bytes that they are charged themselves."""
+        return self._charged
+
     def may_open(self, cost: int) -> bool:
         """Whether there is room for one more that costs as much: rule 5; above 0.99 of the quota there is not."""
         memory = self._memory

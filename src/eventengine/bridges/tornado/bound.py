@@ -50,7 +50,9 @@ class Bound:
         self.idle: dict[object, Counted] = {}
         """Streams that wait for a request, by their connection, longest first."""
         self.connections = Connections(quota, loop, self._close_idle)
-        self.admission = Admission(quota.memory, loop, self.connections.close_idle)
+        self.admission = Admission(
+            quota.memory, loop, self.connections.close_idle, lambda: self.connections.charged
+        )
         self._closed = Tally(
             lambda n: gen_log.info(
                 "%r is short: %s closed", quota, number_of(n, "idle connection was", "idle connections were")

@@ -171,16 +171,18 @@ class _Admitted(HTTPMessageDelegate):
         self._left = 0  # of what room was asked for
         self._waiter: asyncio.Future[None] | None = None
         self._is_refused = self._is_cut_short = False
+        self._start_line: RequestStartLine | ResponseStartLine | None = None
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
         stream = self._connection.stream
+        self._start_line = start_line
         if isinstance(stream, Counted):
             stream.is_used = stream.is_in_body = True
             if len(headers) > _MOST_HEADERS:
                 self._delegate = HTTPMessageDelegate()  # that of the application hears nothing of it
-                self._refuse(431)
+                self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
                 return None
             stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
             stream.bound.has_request(self._server_conn)
@@ -199,9 +201,9 @@ class _Admitted(HTTPMessageDelegate):
             return None  # Tornado refuses it
         if headers.get("Content-Type", "").startswith(_FORMS):
             self._copies = 2
-        size = self._server.admission().most
-        if size is not None and length * self._copies > size:
-            self._refuse(413)
+        room = cast("Counted", stream).most
+        if room is not None and length * self._copies > room:
+            self._refuse_as_too_large()
             return None
         upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
         if not length:
@@ -223,9 +225,9 @@ class _Admitted(HTTPMessageDelegate):
         upload.moved()
         if len(chunk) > self._left:  # chunked, or decompressed
             more = len(chunk) - self._left
-            size = self._server.admission().most
-            if size is not None and upload.held + more * self._copies + _PIECE > size:
-                self._refuse(413)
+            most = cast("Counted", self._connection.stream).most
+            if most is not None and upload.held + more * self._copies + _PIECE > most:
+                self._refuse_as_too_large()
                 return None
             room = self._ask(upload, more, _PIECE)
             if room is not None:
@@ -323,15 +325,29 @@ class _Admitted(HTTPMessageDelegate):
             self._waiter.set_result(None)
 
     def _on_stalled(self) -> None:
-        self._refuse(408)
+        upload = self._upload
+        if upload is not None and upload.wanted and upload.is_too_large:
+            self._refuse_as_too_large()
+        elif upload is not None and upload.wanted:
+            self._refuse(408, "its body holds room while it waits for more, and others wait, too")
+        else:
+            self._refuse(408, "its body has stalled while others wait for room")
         self._go_on()
 
-    def _refuse(self, code: int) -> None:
+    def _refuse_as_too_large(self) -> None:
+        twice = ", twice as that of a form" if self._copies > 1 else ""
+        self._refuse(413, f"its body takes more room{twice} than {self._server.quota!r} has")
+
+    def _refuse(self, code: int, why: str) -> None:
         """Answers, and closes when that is written; the body is read no further."""
         if self._is_refused:
             return
         self._is_refused = True
-        gen_log.info("a request from %s was refused with %d", self._connection.context, code)
+        line = self._start_line
+        what = (
+            f"{line.method} {line.path.partition('?')[0]}" if isinstance(line, RequestStartLine) else "a request"
+        )
+        gen_log.info("%s from %s was refused with %d: %s", what, self._connection.context, code, why)
         stream = cast("Counted | None", self._connection.stream)
         if stream is not None and stream.is_answered:  # no other answer can go into that
             stream.close()

@@ -255,7 +255,7 @@ class Bounded(Counted):
         if self.waits:
             return 0
         memory = self.bound.memory
-        quota = self.bound.admission.most
+        quota = self.most
         if quota is None:
             return most
         if self._wants > max(SMALL, buffer.held) and not self._take(self._wants - buffer.held, quota):  # rule 3

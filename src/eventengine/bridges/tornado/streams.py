@@ -95,6 +95,12 @@ class Counted(IOStream):
         """Says to what, before anything is read or written."""
         self.bound = bound
 
+    @property
+    def most(self) -> int | None:
+        """The bytes that it may be given room for, beside what it is charged itself; None: there is no limit."""
+        most = self.bound.admission.most
+        return None if most is None else max(0, most - (self.cost or 0) - self._head)
+
     def begin_head(self) -> None:
         """The last request is over."""
         self.is_in_body = self.is_answered = False
