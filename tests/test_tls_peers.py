@@ -114,6 +114,18 @@ def test_a_client_of_openssl_s_server(app: Application, version: str) -> None:
         assert app.receive(endpoint, 14) == b"to the client\n"
 
 
+def test_a_server_that_knows_none_of_our_protocols_is_told_apart(app: Application) -> None:
+    """Python's own server goes on without one; this one sends an alert, for which `ssl` has no name."""
+    context = certificates().client_context()
+    context.set_alpn_protocols(["h2"])
+    with s_server("-alpn", "http/1.1") as (_, port):
+        status = try_connect(app, app.connect(ResolvedAddress.tcp(LOCALHOST, port)), context)
+    assert isinstance(status, Status)
+    assert str(status) == (
+        "UNAVAILABLE: the TLS handshake: the two sides have no application protocol in common (ALPN)"
+    )
+
+
 @pytest.mark.parametrize(("version", "key"), [("-tls1_2", b"R\n"), ("-tls1_3", b"K\n"), ("-tls1_3", b"k\n")])
 def test_a_server_that_renegotiates_or_changes_its_keys_disturbs_nobody(
     app: Application, version: str, key: bytes

@@ -75,7 +75,7 @@ def status_of(error: Exception, doing: str, *, host: str | None = None, first: b
         return Status(StatusCode.UNAUTHENTICATED, f"{doing}: the peer's certificate {why}")
     if not isinstance(error, ssl.SSLError):
         return Status(StatusCode.INTERNAL, f"{doing}: {error!r} was raised")
-    reason = error.reason or ""
+    reason = error.reason or _named(error)
     if reason in _ABOUT_CERTIFICATES:
         return Status(StatusCode.UNAUTHENTICATED, f"{doing}: {_ABOUT_CERTIFICATES[reason]}")
     if first and first[0] not in _HANDSHAKE_TYPES:
@@ -87,6 +87,12 @@ def status_of(error: Exception, doing: str, *, host: str | None = None, first: b
     else:
         text = f"what the peer sent is no TLS that we understand ({reason.lower().replace('_', ' ') or error})"
     return Status(StatusCode.UNAVAILABLE, f"{doing}: {text}")
+
+
+def _named(error: ssl.SSLError) -> str:
+    """The reason, from the text: `ssl` names those alone that OpenSSL had when Python was made. It writes the others as
+    in "[SSL] tlsv1 alert no application protocol (_ssl.c:1006)"."""
+    return str(error).partition("] ")[2].rpartition(" (")[0].upper().replace(" ", "_")
 
 
 def unexpected_end(status: Status, doing: str, *, anything_came: bool) -> Status:
