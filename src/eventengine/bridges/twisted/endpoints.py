@@ -150,6 +150,11 @@ class QuotaServerStringParser:
 
     def parseStreamServer(self, reactor: object, *args: object, **kwargs: object) -> QuotaServerEndpoint:
         options = _options("quota:PORT", args, 3, kwargs, _SERVER_OPTIONS, ("port", "memory"))
+        port = options["port"]
+        if not (port.isascii() and port.isdigit()):
+            raise ValueError(
+                f"port is {port!r}: a number is needed; at a unix socket a QuotaServerEndpoint listens, but no string"
+            )
         interface = options.get("interface") or "0.0.0.0"
         host = f"[{interface}]" if ":" in interface else interface
         quota = ResourceQuota(
@@ -158,7 +163,7 @@ class QuotaServerStringParser:
             connections=_number("connections", options["connections"]) if "connections" in options else None,
         )
         backlog = _number("backlog", options.get("backlog", str(_BACKLOG)))
-        return QuotaServerEndpoint(reactor, f"{host}:{options['port']}", quota=quota, backlog=backlog)
+        return QuotaServerEndpoint(reactor, f"{host}:{port}", quota=quota, backlog=backlog)
 
 
 class QuotaClientStringParser:
