@@ -221,7 +221,7 @@ def test_the_proxy_says_where_it_listens_logs_and_ends_with_a_summary(engine: st
             process.kill()
             process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert re.fullmatch(r"1 connections; 5 bytes up, 10 down; peak memory \d+ of 1048576 bytes\n", out)
+    assert re.fullmatch(r"1 connection; 5 bytes up, 10 down; peak memory \d+ of 1048576 bytes\n", out)
 
 
 def test_a_target_that_is_not_reached_is_told_without_the_log_once_and_counted() -> None:
@@ -323,7 +323,7 @@ def test_a_further_signal_ends_a_process_that_waits_for_a_look_up() -> None:
             assert process.stdout.readline() == "looking up\n"
             process.send_signal(signal.SIGINT)
             assert client.recv(1) == b""
-            assert process.stdout.readline().startswith("1 connections, 1 of them without the target")
+            assert process.stdout.readline().startswith("1 connection, 1 of them without the target")
             while process.poll() is None:
                 process.send_signal(signal.SIGINT)
         assert process.returncode == -signal.SIGINT

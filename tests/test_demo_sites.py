@@ -243,6 +243,9 @@ def test_a_chart_that_cannot_be_written_is_told_before_anything_runs(
         out, err = capsys.readouterr()
         assert not out
         assert re.fullmatch(r"eventengine demo: error: argument --plot: .* cannot be written; .+\n", err)
+    with pytest.raises(SystemExit):
+        main(["demo", "--plot", str(tmp_path / "chart.png")])
+    assert capsys.readouterr().err.endswith("the chart is SVG, so give a name that ends in .svg\n")
 
 
 def test_a_chart_has_a_line_for_each_site_and_values_on_both_axes() -> None:

@@ -210,6 +210,8 @@ def _file_to_write(text: str) -> Path:
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise ValueError(f"{text!r} cannot be written; give a file in a folder that exists")
+    if path.suffix.lower() != ".svg":
+        raise ValueError(f"{text!r} cannot be drawn; the chart is SVG, so give a name that ends in .svg")
     return path
 
 

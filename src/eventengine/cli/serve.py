@@ -13,6 +13,7 @@ from eventengine.cli.engines import load_engine
 from eventengine.cli.proxy import Proxy
 from eventengine.cli.proxy_tls import ProxyTLS
 from eventengine.cli.relay import Relay
+from eventengine.tally import number_of
 
 __all__ = ["run"]
 
@@ -75,7 +76,8 @@ def run(
             proxy.close()
     failed = f", {proxy.unconnected} of them without the target" if proxy.unconnected else ""
     print(
-        f"{proxy.connections} connections{failed}; {proxy.bytes_up} bytes up, {proxy.bytes_down} down; "
+        f"{number_of(proxy.connections, 'connection', 'connections')}{failed}; "
+        f"{proxy.bytes_up} bytes up, {proxy.bytes_down} down; "
         f"peak memory {up.memory.peak + down.memory.peak} of {memory} bytes",
         flush=True,
     )
