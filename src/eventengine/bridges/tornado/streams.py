@@ -26,6 +26,9 @@ __all__ = ["READ_AHEAD", "Counted", "counted", "made_anew", "opened"]
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
 
+_SMALL_HEAD: Final = 512
+"""Bytes of a head in which there is no room for so many headers that they would be charged."""
+
 
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
@@ -66,6 +69,7 @@ class Counted(IOStream):
         "_head",
         "_head_size",
         "_is_ahead",
+        "_sent_at_once",
         "_unsent",
         "bound",
         "cost",
@@ -89,6 +93,7 @@ class Counted(IOStream):
         self._head = 0  # and what is charged for it
         self._is_ahead = False
         self._unsent: _Unsent | None = None  # there is one while there is something
+        self._sent_at_once = 0  # within a write
         super().__init__(*arguments, **options)
 
     def charge(self, bound: Bound) -> None:
@@ -106,6 +111,11 @@ class Counted(IOStream):
         self.is_in_body = self.is_answered = False
         self._head_size = 0
         self.hold_head(0)
+
+    @property
+    def has_small_head(self) -> bool:
+        """Whether so little of a head has come that what it is charged need not be added up."""
+        return self._head_size <= _SMALL_HEAD
 
     def hold_head(self, amount: int) -> None:
         """Charges what the head of a request takes, until the next begins; a small one is charged with any
@@ -146,8 +156,16 @@ class Counted(IOStream):
             return super().write(data)
         self.is_answered = self.is_answered or data[:12] != b"HTTP/1.1 100"
         unsent = self._unsent
-        if unsent is None:
-            unsent = self._unsent = _Unsent(self)
+        if unsent is None:  # as a rule all is sent at once, and there is nothing to count
+            self._sent_at_once = 0
+            future = super().write(data)
+            if self._sent_at_once < size and not self.closed():
+                unsent = self._unsent = _Unsent(self)
+                unsent.add(size)
+                if self._sent_at_once:
+                    unsent.sent(self._sent_at_once)
+                unsent.settle()
+            return future
         unsent.add(size)
         try:
             future = super().write(data)
@@ -159,11 +177,14 @@ class Counted(IOStream):
 
     def write_to_fd(self, data: memoryview) -> int:
         n = super().write_to_fd(data)
-        unsent = self._unsent
-        if n and unsent is not None:
-            unsent.sent(n)
-            if unsent.is_empty:
-                self._unsent = None
+        if n:
+            unsent = self._unsent
+            if unsent is None:
+                self._sent_at_once += n
+            else:
+                unsent.sent(n)
+                if unsent.is_empty:
+                    self._unsent = None
         return n
 
     def send(self) -> None:
