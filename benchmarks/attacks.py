@@ -72,7 +72,10 @@ class Site:
         return other
 
     def close(self) -> None:
-        self.process.communicate(timeout=60)
+        try:
+            self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()  # one that hangs, or nothing
 
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -244,6 +244,11 @@ class Admission:
 
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
+        if not self._waiting and self.try_take(upload.wanted):
+            self.moving.add(upload)
+            upload.admit()
+            self._start_looking()
+            return True
         number = self._waiting[upload] = next(_numbers)
         heapq.heappush(self._lines[upload.grows], (upload.wanted, number, upload))
         self.memory.add_bulk_waiter(self._on_room)
