@@ -669,6 +669,22 @@ def test_a_request_with_very_many_headers_is_refused_and_a_large_head_is_charged
     run(case)
 
 
+def test_a_large_head_that_came_with_another_request_is_charged() -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            first = b"GET / HTTP/1.1\r\nHost: site\r\n\r\n"
+            second = b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 0\r\n" + b"h: \r\n" * 500 + b"\r\n"
+            client.writer.write(first + second)
+            assert await client.answer() == (200, "here")
+            await until(lambda: quota.memory.used > 500 * 300)
+            gate.set()
+            assert (await client.answer())[0] == 200
+        await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
 def test_a_head_that_does_not_end_is_charged_as_it_comes() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")

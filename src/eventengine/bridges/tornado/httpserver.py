@@ -57,7 +57,6 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 much as is added here to one that is idle."""
 
 _MOST_HEADERS: Final = 256
-_FEW_HEADERS: Final = 8
 _HEADER: Final = 320
 """Bytes that a header takes beside its text."""
 
@@ -185,8 +184,7 @@ class _Admitted(HTTPMessageDelegate):
                 self._delegate = HTTPMessageDelegate()  # that of the application hears nothing of it
                 self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
                 return None
-            if len(headers) > _FEW_HEADERS or not stream.has_small_head:
-                stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
+            stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
             stream.bound.has_request(self._server_conn)
             if "Sec-WebSocket-Key" in headers and not (_content_length(headers) or "Transfer-Encoding" in headers):
                 self._upgrade(stream)

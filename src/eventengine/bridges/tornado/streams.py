@@ -26,9 +26,6 @@ __all__ = ["READ_AHEAD", "Counted", "counted", "made_anew", "opened"]
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
 
-_SMALL_HEAD: Final = 512
-"""Bytes of a head in which there is no room for so many headers that they would be charged."""
-
 
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
@@ -111,11 +108,6 @@ class Counted(IOStream):
         self.is_in_body = self.is_answered = False
         self._head_size = 0
         self.hold_head(0)
-
-    @property
-    def has_small_head(self) -> bool:
-        """Whether so little of a head has come that what it is charged need not be added up."""
-        return self._head_size <= _SMALL_HEAD
 
     def hold_head(self, amount: int) -> None:
         """Charges what the head of a request takes, until the next begins; a small one is charged with any
