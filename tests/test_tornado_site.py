@@ -573,6 +573,21 @@ def test_who_does_not_read_is_cut_when_the_quota_is_full_and_who_reads_gets_ever
     assert len(caplog.records) <= 2  # not one for each
 
 
+def test_a_request_that_comes_in_two_parts_is_answered_wherever_they_meet() -> None:
+    """The first part comes with the request before, which says when it was read."""
+    request = b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 3\r\n\r\nabc"
+
+    async def case() -> None:
+        async with serving(ResourceQuota("site", memory="12MiB")) as port, Client.to(port) as client:
+            for size in range(len(request)):
+                client.writer.write(request + request[:size])
+                assert await client.answer() == (200, digest(b"abc"))
+                client.writer.write(request[size:])
+                assert await client.answer() == (200, digest(b"abc"))
+
+    run(case)
+
+
 def test_over_tls_bodies_are_charged_and_what_is_unsent_too() -> None:
     for_server, for_client = contexts()
 

@@ -56,6 +56,8 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 """Whom a server trusts that was told nothing. Tornado makes an empty set for each connection, of 216 bytes, which is as
 much as is added here to one that is idle."""
 
+_DEAF: Final = HTTPMessageDelegate()
+
 _MOST_HEADERS: Final = 256
 _HEADER: Final = 320
 """Bytes that a header takes beside its text."""
@@ -113,15 +115,16 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         self._end_upload(server_conn)
-        stream = cast("HTTP1Connection", request_conn).stream
+        connection = cast("HTTP1Connection", request_conn)
+        stream = connection.stream
         if isinstance(stream, Counted):
             stream.begin_head()
             stream.bound.waits_for_request(server_conn, stream)
-        context: Any = cast("HTTP1Connection", request_conn).context
-        if not getattr(context, "trusted_downstream", True):
-            context.trusted_downstream = _NOBODY
-        delegate = super().start_request(server_conn, request_conn)
-        return _Admitted(delegate, cast("HTTP1Connection", request_conn), self, server_conn)
+            if not stream.is_used:  # its first
+                context: Any = connection.context
+                if not getattr(context, "trusted_downstream", True):
+                    context.trusted_downstream = _NOBODY
+        return _Admitted(super().start_request(server_conn, request_conn), connection, self, server_conn)
 
     def on_close(self, server_conn: object) -> None:
         self._end_upload(server_conn)
@@ -154,6 +157,15 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
 class _Admitted(HTTPMessageDelegate):
     """Stands before the application's delegate."""
 
+    # What most requests leave as it is, so that none sets it.
+    _streams = False
+    _copies = 1
+    _upload: Upload | None = None
+    _left = 0  # of what room was asked for
+    _waiter: asyncio.Future[None] | None = None
+    _is_refused = _is_cut_short = False
+    _start_line: RequestStartLine | ResponseStartLine | None = None
+
     def __init__(
         self,
         delegate: HTTPMessageDelegate,
@@ -165,13 +177,6 @@ class _Admitted(HTTPMessageDelegate):
         self._connection = connection
         self._server = server
         self._server_conn = server_conn
-        self._streams = False
-        self._copies = 1
-        self._upload: Upload | None = None
-        self._left = 0  # of what room was asked for
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_refused = self._is_cut_short = False
-        self._start_line: RequestStartLine | ResponseStartLine | None = None
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -181,7 +186,7 @@ class _Admitted(HTTPMessageDelegate):
         if isinstance(stream, Counted):
             stream.is_used = stream.is_in_body = True
             if len(headers) > _MOST_HEADERS:
-                self._delegate = HTTPMessageDelegate()  # that of the application hears nothing of it
+                self._delegate = _DEAF  # that of the application hears nothing of it
                 self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
                 return None
             stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
@@ -243,7 +248,7 @@ class _Admitted(HTTPMessageDelegate):
                 self._upload.end()
             else:
                 self._upload.complete()
-        delegate, self._delegate = self._delegate, HTTPMessageDelegate()  # it holds a second copy of the body
+        delegate, self._delegate = self._delegate, _DEAF  # it holds a second copy of the body
         if self._is_cut_short:
             delegate.on_connection_close()
         else:

@@ -27,6 +27,12 @@ READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
 
 
+_AT_ONCE: Final = 1 << 16
+"""Bytes of a write that is tried without Tornado's buffer; what is left of it is copied."""
+
+_CONTINUE: Final = b"HTTP/1.1 100"
+
+
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
 
@@ -146,7 +152,7 @@ class Counted(IOStream):
         size = memoryview(data).nbytes
         if not size:
             return super().write(data)
-        self.is_answered = self.is_answered or data[:12] != b"HTTP/1.1 100"
+        self.is_answered = self.is_answered or data[: len(_CONTINUE)] != _CONTINUE
         unsent = self._unsent
         if unsent is None:  # as a rule all is sent at once, and there is nothing to count
             self._sent_at_once = 0
@@ -199,7 +205,40 @@ class Counted(IOStream):
 
 
 class _CountedIOStream(Counted):
-    pass
+    """One without TLS. It spares each request a read that finds nothing, and what Tornado keeps for a write that waits:
+    together a twentieth of a small one."""
+
+    __slots__ = ("_is_drained",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._is_drained = False
+        super().__init__(*arguments, **options)
+
+    def begin_body(self, chunk_size: int) -> None:
+        self._is_drained = False  # more is on its way, and has come as a rule
+        super().begin_body(chunk_size)
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if self._is_drained:  # by the read before, as a rule; if not, an event says so
+            self._is_drained = False
+            return None
+        n = super().read_from_fd(buf)
+        self._is_drained = n is not None and 0 < n < len(buf)
+        return n
+
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        if not isinstance(data, bytes) or not 0 < len(data) <= _AT_ONCE or self.writing() or self.closed():
+            return super().write(data)
+        try:
+            sent = self.write_to_fd(memoryview(data))
+        except OSError:  # Tornado's own attempt meets it, too
+            sent = 0
+        if sent < len(data):
+            return super().write(data[sent:])
+        self.is_answered = self.is_answered or not data.startswith(_CONTINUE)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
 
 class _CountedSSLIOStream(Counted, SSLIOStream):
