@@ -182,9 +182,11 @@ class Charged(_Base):
             return
         if self._tempDataBuffer and self._may_send_at_once:
             self._send_some()
-        if self._left or self._failure is not None or self.disconnecting or self._writeDisconnecting:
+        is_left = self.dataBuffer or self._tempDataBuffer
+        if is_left or self._failure is not None or self.disconnecting or self._writeDisconnecting:
             super().startWriting()  # what its doWrite goes on with, or ends
-        self._settle()
+        if is_left or self._unsent is not None:
+            self._settle()
 
     def doWrite(self) -> Any:
         if self._left:
@@ -353,7 +355,21 @@ class Accepted(Charged):
             self.bound.connections.closed(cost)
 
 
-class QuotaServer(Accepted, tcp.Server):
+class _OverTCP(tcp.Connection):
+    """What a socket takes at once goes to it directly, without Twisted's loop for EINTR, which Python has, too."""
+
+    __slots__ = ()
+
+    def writeSomeData(self, data: Any) -> Any:
+        if len(data) <= self.SEND_LIMIT:
+            try:
+                return self.socket.send(data)
+            except OSError:  # which Twisted's own attempt meets and tells
+                pass
+        return super().writeSomeData(data)
+
+
+class QuotaServer(Accepted, _OverTCP, tcp.Server):
     """A connection that a port has accepted, or that was adopted."""
 
     server: Any
@@ -383,7 +399,7 @@ class QuotaUNIXServer(Accepted, unix.Server):
         super().__init__(sock, protocol, client, server, sessionno, reactor)
 
 
-class QuotaClient(Charged, tcp.Client):
+class QuotaClient(Charged, _OverTCP, tcp.Client):
     """A connection that a connector makes."""
 
     def __init__(self, host: Any, port: Any, bind_address: Any, connector: Any, reactor: Any) -> None:
