@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import random
+import select
 import socket
 import ssl
 import threading
@@ -205,6 +206,36 @@ def test_what_came_with_the_handshake_is_read_and_was_charged_meanwhile(app: App
             assert app.quota.memory.used >= 5000
             assert app.receive(secure, 5000) == data
         connection.close()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_s_tickets_go_with_its_first_answer_or_when_it_waits(app: Application, *, answers: bool) -> None:
+    with below(app, "server") as (endpoint, connection):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        peer = certificates().client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+        on_done = Callback[Any](app.ledger)
+        start_accept(app, on_done, endpoint)
+        shake_by_hand(peer, incoming, outgoing, connection)
+        peer.write(b"question")
+        connection.sendall(outgoing.read())
+        with closing(on_done.result()) as secure:
+            assert app.receive(secure, 8) == b"question"
+            assert not select.select([connection], [], [], 0)[0]
+            if answers:
+                assert app.write(secure, SliceBuffer([b"answer"])).ok
+            else:
+                on_read = Callback[Status](app.ledger)
+                assert not app.call(lambda: secure.read(on_read, SliceBuffer()))
+            incoming.write(connection.recv(1 << 16))
+            if answers:
+                assert peer.read(6) == b"answer"
+            with pytest.raises(ssl.SSLWantReadError):
+                peer.read(1)
+            assert peer.session is not None
+            assert peer.session.has_ticket
+            connection.close()
+            if not answers:
+                assert not on_read.result().ok
 
 
 @pytest.mark.parametrize("role", ["client", "server"])

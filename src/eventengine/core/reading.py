@@ -34,7 +34,6 @@ from eventengine.core.operations import (
     READ_OUTSTANDING,
     OnDone,
     Operations,
-    check_count,
     check_read,
 )
 from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
@@ -44,7 +43,7 @@ from eventengine.status import BusyResourceError, ClosedResourceError, Status
 if TYPE_CHECKING:
     from eventengine.core.loop import Loop
 
-__all__ = ["CLOSED", "LENT", "ReadingHalf", "check_count"]
+__all__ = ["ReadingHalf"]
 
 FIRST_TARGET: Final = 8192
 SMALL_READS: Final = 32

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from eventengine.address import ResolvedAddress
-from eventengine.core.reading import LENT, check_count
+from eventengine.core.operations import LENT, check_count
 from eventengine.engine import (
     Endpoint,
     EventEngine,

@@ -9,8 +9,8 @@ Rules:
    deadline, or a cancel. Only who has it calls `on_done`, or, for a cancel, sees that nobody does.
 3. The endpoint below is closed by whoever ends the handshake without success. The chain, if it is under way then, finds
    that out by its next operation.
-4. What OpenSSL has to say is sent before anything else: also the alert that tells the peer why it is refused, and what
-   follows the handshake.
+4. What OpenSSL has to say is sent before anything else: also the alert that tells the peer why it is refused. Only a
+   server's tickets, which follow the handshake of TLS 1.3, are left to the new endpoint (rule 4 of `steps`).
 5. A server begins by reading: before it has heard the client, OpenSSL has nothing to do.
 6. What the peer sends is charged until the handshake ends, though OpenSSL has it: up to 128 KiB of a message that is
    never whole, from a peer that nobody knows yet. Who ends the handshake gives back what is in `_fed`, and so does the
@@ -255,7 +255,7 @@ class Handshake:
                 host = self._tls.server_hostname
                 self._outcome = status_of(error, _DOING, host=host, first=self._first)
         try:
-            if self._outgoing.pending and not self._send():
+            if self._outgoing.pending and not self._leaves_tickets and not self._send():
                 return True
             if self._outcome is not None:
                 self._finish(self._outcome)
@@ -266,6 +266,10 @@ class Handshake:
             self._end(Status(StatusCode.CANCELLED, f"{_DOING}: the endpoint was closed"))
             return True
         return self._take(_OK)
+
+    @property
+    def _leaves_tickets(self) -> bool:
+        return self._outcome is _OK and self._tls.server_side and self._tls.version() == "TLSv1.3"
 
     def _send(self) -> bool:
         data = self._outgoing.read()
