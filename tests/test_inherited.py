@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +205,27 @@ def test_a_listener_accepts_on_sockets_that_others_made_besides_its_own(
         connect(ResolvedAddress.tcp("127.0.0.1", port))
 
 
+@contextmanager
+def listening_where_another_may() -> Iterator[socket.socket]:
+    """A socket that listens on 127.0.0.1, and whose port no other process can take on 127.0.0.2."""
+    while True:
+        with socket.socket() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.2", 0))
+            try:
+                made = socket.create_server(("127.0.0.1", held.getsockname()[1]))
+            except OSError:  # it is another's there
+                continue
+            yield made
+            return
+
+
 def test_port_0_takes_the_port_of_an_adopted_socket(app: Application) -> None:
     accepting, adopts = listener_of(app)
-    port = adopts.adopt(socket.create_server(("127.0.0.1", 0)))
-    assert accepting.listener.bind(ResolvedAddress.tcp("127.0.0.2", 0)) == port
-    accepting.close()
+    with listening_where_another_may() as listening:
+        port = adopts.adopt(listening)
+        assert accepting.listener.bind(ResolvedAddress.tcp("127.0.0.2", 0)) == port
+        accepting.close()
 
 
 def test_what_a_listener_cannot_adopt_is_refused_and_stays_the_callers(app: Application) -> None:
