@@ -3,6 +3,9 @@
 `read_from_fd`, `write_to_fd` and `close_fd` are what Tornado's BaseIOStream has its subclasses override. A
 stream comes from Tornado's server as a stock one, on which nothing was read or written yet, and is made anew on its
 socket: the server has no other way to say what class it should be.
+
+What a stream has read and nobody has taken is `_read_buffer_size` long: Tornado has no public name for that.
+tests/test_tornado_hostile.py finds it when that changes.
 """
 
 from __future__ import annotations
@@ -71,7 +74,6 @@ class Counted(IOStream):
     __slots__ = (
         "_head",
         "_head_size",
-        "_is_ahead",
         "_sent_at_once",
         "_unsent",
         "bound",
@@ -94,7 +96,6 @@ class Counted(IOStream):
         self.is_used = self.is_in_body = self.is_answered = False
         self._head_size = 0  # bytes of a request's head that have come
         self._head = 0  # and what is charged for it
-        self._is_ahead = False
         self._unsent: _Unsent | None = None  # there is one while there is something
         self._sent_at_once = 0  # within a write
         super().__init__(*arguments, **options)
@@ -134,18 +135,13 @@ class Counted(IOStream):
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         if not self.is_in_body and len(buf) > READ_AHEAD and self.bound.memory.is_tight:
             buf = memoryview(buf)[:READ_AHEAD]
-        # While nobody reads, Tornado does, to notice that the peer has gone: once is enough for that.
-        if self.reading():
-            self._is_ahead = False
-            n = super().read_from_fd(buf)
-            if n and not self.is_in_body:
-                self._head_size += n
-                self.hold_head(self._head_size)
-            return n
-        if self._is_ahead:
-            return None
+        # While nobody reads, Tornado does, to notice that the peer has gone; once it has something, it watches no more.
+        if not self.reading():
+            return None if self._read_buffer_size else super().read_from_fd(buf)
         n = super().read_from_fd(buf)
-        self._is_ahead = bool(n)  # what comes over TLS may be nothing for us, and more follow
+        if n and not self.is_in_body:
+            self._head_size += n
+            self.hold_head(self._head_size)
         return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:

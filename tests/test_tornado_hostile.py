@@ -1,0 +1,101 @@
+"""Peers of a `QuotaHTTPServer` and a `QuotaTCPServer` that do what no client would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tornado", reason="needs the extra tornado")
+
+from tornado.web import RequestHandler
+
+from eventengine import ResourceQuota
+from tornado_serving import KIB, free_connections, impatient, run, serving_site, until
+
+__all__ = ["free_connections", "impatient"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("free_connections")
+
+GET = b"GET / HTTP/1.1\r\nHost: site\r\n\r\n"
+
+
+class Waits(RequestHandler):
+    """Answers with the length of the body when `site.permits` has a permit."""
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+
+    def on_connection_close(self) -> None:
+        self.site.left += 1
+
+    async def get(self) -> None:
+        self.site.came += 1
+        await self.site.permits.acquire()
+        self.write(f"{len(self.request.body)}")
+
+    put = get
+
+
+class Site:
+    """A site whose handlers wait.
+
+    Attributes:
+        came: How many requests have come.
+        left: How many of their clients have left before they were answered.
+    """
+
+    def __init__(self) -> None:
+        self.permits = asyncio.Semaphore(0)
+        self.came = self.left = 0
+        self.port = 0
+
+    @asynccontextmanager
+    async def serving(self, quota: ResourceQuota, **options: Any) -> AsyncIterator[Site]:
+        async with serving_site(quota, [("/", Waits, {"site": self})], **options) as self.port:
+            yield self
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+def put(body: bytes, path: str = "/") -> bytes:
+    return f"PUT {path} HTTP/1.1\r\nHost: site\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def turns() -> None:
+    """Has the site handle what was sent: both are on one loop."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    return await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+
+
+def test_that_a_client_leaves_is_heard_also_while_a_request_is_handled_that_was_read_ahead() -> None:
+    async def case() -> None:
+        async with (
+            Site().serving(ResourceQuota(memory="1MiB")) as site,
+            site.client() as (reader, writer),
+        ):
+            writer.write(GET)
+            await until(lambda: site.came == 1)
+            writer.write(GET)
+            await turns()  # so that it is read while the first is handled
+            site.permits.release()
+            assert await answer(reader) == b"0"
+            await until(lambda: site.came == 2)
+            writer.close()
+            await asyncio.wait_for(until(lambda: site.left == 1), 5)
+
+    run(case)
