@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,8 @@ class Waits(RequestHandler):
     async def get(self) -> None:
         self.site.came += 1
         await self.site.permits.acquire()
+        if self.site.fails:
+            raise ValueError("as it should")
         self.write(f"{len(self.request.body)}")
 
     put = get
@@ -51,6 +54,7 @@ class Site:
     def __init__(self) -> None:
         self.permits = asyncio.Semaphore(0)
         self.came = self.left = 0
+        self.fails = False
         self.port = 0
 
     @asynccontextmanager
@@ -99,3 +103,32 @@ def test_that_a_client_leaves_is_heard_also_while_a_request_is_handled_that_was_
             await asyncio.wait_for(until(lambda: site.left == 1), 5)
 
     run(case)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_body_holds_its_room_while_its_handler_works_though_the_client_has_left(fails: bool) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        body = bytes(600 * KIB)
+        async with Site().serving(quota) as site, site.client() as (reader, writer):
+            site.fails = fails
+            async with site.client() as (_, leaver):
+                leaver.write(put(body))
+                await until(lambda: site.came == 1)
+            await until(lambda: site.left == 1 and quota.connections.used == 1)
+            assert quota.memory.used == len(body)
+            writer.write(put(body))
+            await until(lambda: quota.memory.somebody_waits)
+            site.permits.release()  # the handler of who has left ends
+            await until(lambda: site.came == 2)
+            assert quota.memory.used == len(body)
+            site.fails = False
+            site.permits.release()
+            assert await answer(reader) == b"%d" % len(body)
+            await until(lambda: not quota.memory.used)
+
+    gc.disable()  # who has left is forgotten without it
+    try:
+        run(case)
+    finally:
+        gc.enable()

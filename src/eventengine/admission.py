@@ -117,6 +117,11 @@ class Upload:
         """The bytes that it waits for; 0 while it does not wait."""
         return self._wanted
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it receives nothing more."""
+        return self._on_cut is None
+
     def ask(self, size: int, on_admitted: Callable[[], object], *, grows: bool = False) -> bool:
         """Asks for room for `size` bytes more; `grows`: it may ask again. True: it has them. False: `on_admitted` is
         called when it has, and no byte may be taken off the socket until then."""

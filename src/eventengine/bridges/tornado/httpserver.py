@@ -1,9 +1,11 @@
 """`QuotaHTTPServer`: Tornado's HTTPServer, what it holds for its connections bounded by a quota.
 
 Tornado holds a body whole before it calls the handler. Its length stands in the headers, so it is admitted before its
-first byte is read (see `admission`), and charged until the connection's next request may begin, or it was closed. Only
-Tornado's public hooks are used: `start_request` and `on_close`, an `HTTPMessageDelegate` around the application's, and
-that reading waits for what `headers_received` and `data_received` return; how writes are counted stands in `streams`.
+first byte is read (see `admission`), and charged until the connection's next request may begin, or it was closed; but
+where the client has left and the handler works on, until that has ended, which an HTTP1Connection's `_write_finished`
+says. Else only Tornado's public hooks are used: `start_request` and `on_close`, an `HTTPMessageDelegate` around the
+application's, and that reading waits for what `headers_received` and `data_received` return; how writes are counted
+stands in `streams`.
 
 A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
 be admitted is not charged for that, so it is kept small until a first body is received, and while there is little room.
@@ -12,6 +14,7 @@ be admitted is not charged for that, so it is kept small until a first body is r
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -102,7 +105,7 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         self.quota = as_quota(quota, "http")
         self.body_chunk_size = READ_AHEAD  # each stream tells
         self._bounds: dict[asyncio.AbstractEventLoop, Bound] = {}
-        self._uploads: dict[object, Upload] = {}  # the last of each connection
+        self._uploads: dict[object, tuple[Upload, HTTP1Connection]] = {}  # the last of each connection
         super().initialize(request_callback, *cast("tuple[Any]", arguments), **cast("dict[str, Any]", options))
 
     def handle_stream(self, stream: IOStream, address: object) -> None:
@@ -132,15 +135,22 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
             bound.has_request(server_conn)
         super().on_close(server_conn)
 
-    def begin_upload(self, server_conn: object, on_cut: Callable[[], object]) -> Upload:
+    def begin_upload(
+        self, server_conn: object, request_conn: HTTP1Connection, on_cut: Callable[[], object]
+    ) -> Upload:
         """That of the connection's request; it ends with the request."""
-        upload = self._uploads[server_conn] = Upload(self.admission(), on_cut)
+        upload = Upload(self.admission(), on_cut)
+        self._uploads[server_conn] = upload, request_conn
         return upload
 
     def _end_upload(self, server_conn: object) -> None:
-        upload = self._uploads.pop(server_conn, None)
-        if upload is not None:
-            upload.end()
+        found = self._uploads.pop(server_conn, None)
+        if found is not None:
+            upload, request_conn = found
+            if upload.is_complete and upload.held and not request_conn._write_finished:
+                _end_when_finished(upload, request_conn)
+            else:
+                upload.end()
 
     def admission(self) -> Admission:
         """That of the running loop."""
@@ -210,7 +220,7 @@ class _Admitted(HTTPMessageDelegate):
         if room is not None and length * self._copies > room:
             self._refuse_as_too_large()
             return None
-        upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
+        upload = self._upload = self._server.begin_upload(self._server_conn, self._connection, self._on_stalled)
         if not length:
             return None
         waits = self._ask(upload, length)
@@ -223,7 +233,9 @@ class _Admitted(HTTPMessageDelegate):
             return self._pass_on(chunk)
         upload = self._upload
         if upload is None:
-            upload = self._upload = self._server.begin_upload(self._server_conn, self._on_stalled)
+            upload = self._upload = self._server.begin_upload(
+                self._server_conn, self._connection, self._on_stalled
+            )
         if self._is_over:  # whoever unpacks a body goes on with what he has
             self._is_cut_short = True
             return None
@@ -272,7 +284,7 @@ class _Admitted(HTTPMessageDelegate):
         if stream is None or stream.closed():
             return
         server = self._server
-        upload = self._upload = server.begin_upload(self._server_conn, self._on_stalled)
+        upload = self._upload = server.begin_upload(self._server_conn, self._connection, self._on_stalled)
         size = min(length or server.body_chunk_size, server.body_chunk_size, server.admission().most or 1 << 62)
         waits = self._ask(upload, size)
         if waits is not None:
@@ -362,6 +374,19 @@ class _Admitted(HTTPMessageDelegate):
         self._connection.finish()
         if stream is not None and not stream.closed():  # the client does not read
             asyncio.get_running_loop().call_later(_LINGER, stream.close)
+
+
+def _end_when_finished(upload: Upload, request_conn: HTTP1Connection) -> None:
+    """The client has left, and the handler, whose request knows the connection, goes on: with `finish`, as a rule."""
+    find = weakref.ref(request_conn)
+
+    def finish() -> None:
+        upload.end()
+        found = find()
+        if found is not None:
+            type(found).finish(found)
+
+    request_conn.finish = finish  # type: ignore[method-assign]  # and where nobody calls it, it is collected with that
 
 
 def _content_length(headers: HTTPHeaders) -> int:
