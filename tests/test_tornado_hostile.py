@@ -12,9 +12,13 @@ import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from eventengine import ResourceQuota
+from eventengine.bridges.tornado import QuotaHTTPServer
+from eventengine.bridges.tornado.bound import Bound
 from tornado_serving import KIB, free_connections, impatient, run, serving_site, until
 
 __all__ = ["free_connections", "impatient"]  # fixtures
@@ -132,3 +136,32 @@ def test_a_body_holds_its_room_while_its_handler_works_though_the_client_has_lef
         run(case)
     finally:
         gc.enable()
+
+
+def test_a_body_that_gets_its_room_as_its_connection_is_closed_gives_it_back() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        held = 0
+
+        class Gives(HTTPServerConnectionDelegate, HTTPMessageDelegate):
+            def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+                return self
+
+            def on_connection_close(self) -> None:
+                quota.memory.give(held)
+
+        server = QuotaHTTPServer(Gives(), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        _, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        await until(lambda: quota.connections.used == 1)
+        held = quota.memory.take(1000 * KIB, 1000 * KIB)
+        writer.write(put(bytes(1000)))  # which is read ahead whole
+        await until(lambda: quota.memory.somebody_waits)
+        server.stop()
+        await server.close_all_connections()
+        assert (quota.memory.used, quota.memory.somebody_waits) == (0, False)
+        assert not Bound.of(quota, asyncio.get_running_loop()).admission.moving
+        writer.close()
+
+    run(case)

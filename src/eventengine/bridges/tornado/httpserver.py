@@ -256,7 +256,7 @@ class _Admitted(HTTPMessageDelegate):
 
     def finish(self) -> None:
         if self._upload is not None:
-            if self._streams:
+            if self._streams or self._is_cut_short:
                 self._upload.end()
             else:
                 self._upload.complete()
