@@ -47,6 +47,11 @@ class Waits(RequestHandler):
     put = get
 
 
+class Here(RequestHandler):
+    def put(self) -> None:
+        self.write("here")
+
+
 class Site:
     """A site whose handlers wait.
 
@@ -63,7 +68,7 @@ class Site:
 
     @asynccontextmanager
     async def serving(self, quota: ResourceQuota, **options: Any) -> AsyncIterator[Site]:
-        async with serving_site(quota, [("/", Waits, {"site": self})], **options) as self.port:
+        async with serving_site(quota, [("/", Waits, {"site": self}), ("/here", Here)], **options) as self.port:
             yield self
 
     @asynccontextmanager
@@ -163,5 +168,42 @@ def test_a_body_that_gets_its_room_as_its_connection_is_closed_gives_it_back() -
         assert (quota.memory.used, quota.memory.somebody_waits) == (0, False)
         assert not Bound.of(quota, asyncio.get_running_loop()).admission.moving
         writer.close()
+
+    run(case)
+
+
+@pytest.mark.parametrize("is_handled", [True, False])
+def test_what_was_read_beyond_a_request_is_charged(is_handled: bool) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site, site.client() as (reader, writer):
+            writer.write(put(b"x", "/here"))
+            assert await answer(reader) == b"here"
+            writer.write(put(b"x", "/" if is_handled else "/here") + b"GET / HTTP/1.1\r\nx: " + bytes(30 * KIB))
+            await until(lambda: quota.memory.used >= 30 * KIB)
+            assert quota.memory.used < 32 * KIB
+            assert site.came == is_handled
+            site.permits.release()
+            assert await answer(reader) == (b"1" if is_handled else b"here")
+
+    run(case)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_little_is_read_beyond_a_request_while_there_is_little_room(chunked: bool) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site, site.client() as (reader, writer):
+            writer.write(put(b"x", "/here"))
+            assert await answer(reader) == b"here"
+            held = quota.memory.take(900 * KIB, 900 * KIB)
+            head = b"PUT / HTTP/1.1\r\nHost: site\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"1\r\nx\r\n0\r\n\r\n" if chunked else put(b"x"))
+            writer.write(b"GET / HTTP/1.1\r\nx: " + bytes(60 * KIB))
+            await until(lambda: site.came == 1)
+            assert quota.memory.used < 910 * KIB
+            site.permits.release()
+            assert await answer(reader) == b"1"
+            quota.memory.give(held)
 
     run(case)

@@ -208,6 +208,8 @@ class _Admitted(HTTPMessageDelegate):
         length = _content_length(headers)
         if not (length or "Transfer-Encoding" in headers):
             return streams
+        if isinstance(stream, Counted):
+            stream.body_left = length
         if streams is not None:
             return self._begin_to_stream(streams, length)
         stream = self._connection.stream
@@ -260,6 +262,9 @@ class _Admitted(HTTPMessageDelegate):
                 self._upload.end()
             else:
                 self._upload.complete()
+        stream = self._connection.stream
+        if isinstance(stream, Counted):
+            stream.end_body()
         delegate, self._delegate = self._delegate, _DEAF  # it holds a second copy of the body
         if self._is_cut_short:
             delegate.on_connection_close()

@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 import ssl
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -165,6 +166,7 @@ class Bounded(Counted):
         self._on_close: Callable[[], None] | None = None
         super().__init__(*arguments, **options)
         self.is_in_body = True
+        self.body_left = sys.maxsize  # how much is read at a time, is said here
 
     @property
     def io_loop(self) -> IOLoop:  # Tornado's attribute, which its constructor sets

@@ -66,6 +66,8 @@ class Counted(IOStream):
         cost: Bytes that it is charged itself, if it is a server's.
         is_used: Whether a request has come on it.
         is_in_body: Whether what it reads is charged as it comes.
+        body_left: Bytes that may still come of a body whose length is known; while there is little room, no more is
+            read at a time, or READ_AHEAD.
         is_answered: Whether something was written since its last request began, but that it may go on.
         ripe_at: When it may be closed as idle, if it still waits for a request then.
         bound: What it is charged to.
@@ -76,6 +78,7 @@ class Counted(IOStream):
         "_head_size",
         "_sent_at_once",
         "_unsent",
+        "body_left",
         "bound",
         "cost",
         "is_answered",
@@ -94,6 +97,7 @@ class Counted(IOStream):
         self.place: Place | None = None
         self.cost: int | None = None
         self.is_used = self.is_in_body = self.is_answered = False
+        self.body_left = 0
         self._head_size = 0  # bytes of a request's head that have come
         self._head = 0  # and what is charged for it
         self._unsent: _Unsent | None = None  # there is one while there is something
@@ -113,13 +117,14 @@ class Counted(IOStream):
     def begin_head(self) -> None:
         """The last request is over."""
         self.is_in_body = self.is_answered = False
-        self._head_size = 0
-        self.hold_head(0)
+        self.body_left = 0
+        self._head_size = self._read_buffer_size
+        self.hold_head(self._head_size)
 
     def hold_head(self, amount: int) -> None:
         """Charges what the head of a request takes, until the next begins; a small one is charged with any
         connection."""
-        if amount <= READ_AHEAD:
+        if amount <= READ_AHEAD or self.closed():
             amount = 0
         more, self._head = amount - self._head, amount
         if more > 0:
@@ -132,16 +137,25 @@ class Counted(IOStream):
         self.read_chunk_size = chunk_size
         self.is_in_body = True
 
+    def end_body(self) -> None:
+        """The request has come whole; what was read beyond it, by a client that does not wait, is charged."""
+        self.body_left = 0
+        if self._read_buffer_size > READ_AHEAD:
+            self.hold_head(self._head + self._read_buffer_size)
+
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        if not self.is_in_body and len(buf) > READ_AHEAD and self.bound.memory.is_tight:
-            buf = memoryview(buf)[:READ_AHEAD]
         # While nobody reads, Tornado does, to notice that the peer has gone; once it has something, it watches no more.
         if not self.reading():
-            return None if self._read_buffer_size else super().read_from_fd(buf)
+            return None if self._read_buffer_size else super().read_from_fd(memoryview(buf)[:READ_AHEAD])
+        if self.body_left < len(buf) > READ_AHEAD and self.bound.memory.is_tight:
+            buf = memoryview(buf)[: max(READ_AHEAD, self.body_left)]
         n = super().read_from_fd(buf)
-        if n and not self.is_in_body:
-            self._head_size += n
-            self.hold_head(self._head_size)
+        if n:
+            if self.is_in_body:
+                self.body_left -= n
+            else:
+                self._head_size += n
+                self.hold_head(self._head_size)
         return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:
