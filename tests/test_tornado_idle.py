@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import socket
 
 import pytest
 
 pytest.importorskip("tornado", reason="Tornado is not installed")
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -22,6 +25,21 @@ from tornado_serving import run, until
 class Here(RequestHandler):
     def get(self) -> None:
         self.write("here")
+
+
+class Body(RequestHandler):
+    def get(self) -> None:
+        self.write(bytes(20 << 20))
+
+
+class Drops(QuotaTCPServer):
+    def handle_stream(self, stream: IOStream, address: object) -> None:
+        """Nobody keeps the stream, and so its socket is closed."""
+
+
+class Hurries(QuotaTCPServer):
+    async def handle_stream(self, stream: IOStream, address: object) -> None:
+        await stream.write(b"busy")
 
 
 class Length(RequestHandler):
@@ -167,3 +185,49 @@ def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_t
         server.stop()
 
     run(case)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # as of a stock server
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("kind", "said"), [(Drops, b""), (Hurries, b"busy")])
+def test_a_stream_that_is_dropped_gives_back_what_it_is_charged(kind: type[QuotaTCPServer], said: bytes) -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        server = kind(quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        assert await reader.read() == said
+        await until(lambda: not quota.connections.used)
+        assert (quota.memory.used, quota.memory.peak) == (0, bound.COST)
+        writer.close()
+        server.stop()
+
+    run(case)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_ended_with_connections_open_leaves_nothing_charged() -> None:
+    quota = ResourceQuota(memory="64MiB")
+    clients: list[socket.socket] = []
+
+    async def case() -> None:
+        server = QuotaHTTPServer(Application([("/", Body)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        for _ in range(2):
+            clients.append(socket.create_connection(sock.getsockname()))
+            clients[-1].sendall(b"GET / HTTP/1.1\r\nHost: site\r\nx: " + b"x" * 5000 + b"\r\n\r\n")
+        await until(lambda: quota.memory.used > 30 << 20)
+        server.stop()
+
+    async def another() -> None:
+        IOLoop.current()  # as it makes one, Tornado forgets those that were closed
+
+    run(case)
+    run(another)
+    gc.collect()
+    assert (quota.memory.used, quota.connections.used) == (0, 0)
+    for client in clients:
+        client.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.concurrent import Future
@@ -23,6 +24,7 @@ from eventengine.unsent import Pieces
 if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
     from eventengine.bridges.tornado.bound import Bound
+    from eventengine.unsent import Unsent
 
 __all__ = ["READ_AHEAD", "Counted", "counted", "made_anew", "opened"]
 
@@ -201,17 +203,32 @@ class Counted(IOStream):
 
     def close_fd(self) -> None:
         super().close_fd()
-        if self._unsent is not None:
-            self._unsent.end()
-            self._unsent = None
-        self.hold_head(0)
+        unsent, self._unsent = self._unsent, None
+        head, self._head = self._head, 0
         cost, self.cost = self.cost, None
-        if cost is not None:
-            self.bound.connections.closed(cost)
+        _give_back(self.bound, unsent, head, cost)
         if self.place is not None:
             self.place.give()
         if self.on_closed is not None:
             self.on_closed()
+
+    def __del__(self) -> None:
+        """Who drops a stream closes its socket by that. It may be collected in any thread, and after its loop ended."""
+        if self.cost is not None or self._head or self._unsent is not None:
+            give_back = partial(_give_back, self.bound, self._unsent, self._head, self.cost)
+            try:
+                self.bound.loop.call_soon_threadsafe(give_back)
+            except RuntimeError:  # the loop was closed
+                give_back()
+
+
+def _give_back(bound: Bound, unsent: Unsent | None, head: int, cost: int | None) -> None:
+    if unsent is not None:
+        unsent.end()
+    if head:
+        bound.memory.give(head)
+    if cost is not None:
+        bound.connections.closed(cost)
 
 
 class _CountedIOStream(Counted):
