@@ -32,7 +32,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from bridge_cases import run_python
 from eventengine import ResourceQuota, admission
-from eventengine.bridges.twisted import QuotaServerEndpoint
+from eventengine.bridges.twisted import QuotaServerEndpoint, bound
 from eventengine.bridges.twisted.reactor import QuotaReactor
 from eventengine.bridges.twisted.site import QuotaSite
 from loops import TIMEOUT, ReactorLoop, closing, nothing_left
@@ -345,6 +345,25 @@ def test_requests_that_were_sent_ahead_are_charged_one_by_one(serve: Serve) -> N
         client.begin(body, len(body))
     assert [client.answer() for _ in bodies] == [(200, digest(body)) for body in bodies]
     assert served.memory.peak < 3 * 50_000
+
+
+def test_a_connection_whose_request_is_handled_is_not_idle_however_long_that_takes(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SILENT", "IDLE", "NEW"):
+        monkeypatch.setattr(bound, name, 0.0)
+    served = serve("1MiB")
+    idle, stalled, working = (served.connect() for _ in range(3))
+    assert idle.put(b"") == (200, digest(b""))
+    stalled.sock.sendall(b"PUT / HTTP/1.1\r\nHost: si")
+    served.root.is_held = True
+    working.begin(BODY, len(BODY))
+    until(lambda: served.root.held and served.quota.connections.used == 3)
+    held = served.memory.take(MIB, MIB)
+    assert (idle.sock.recv(1), stalled.sock.recv(1)) == (b"", b"")
+    served.memory.give(held)
+    served.call(served.root.let_go)
+    assert working.answer() == (200, digest(BODY))
 
 
 def test_a_request_that_is_no_http_is_answered_and_leaves_nothing(serve: Serve) -> None:

@@ -2,9 +2,10 @@
 
 A connection is charged what Twisted's own objects for one take. When the quota is short, those that have been idle
 longest are closed: connections of a server with nothing unsent, that have received nothing for IDLE seconds and wait
-for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell. One with TLS, or
-that has received nothing yet, is left alone for its first NEW seconds. Where none is idle and nothing is about to make
-room, the one that has waited for room for longest is closed, after SILENT seconds: nobody could go on else.
+for a request of twisted.web, or for SILENT seconds if their protocol is another, which cannot tell, or the request has
+come in part. One whose request is being handled is not idle. One with TLS, or that has received nothing yet, is left
+alone for its first NEW seconds. Where none is idle and nothing is about to make room, the one that has waited for room
+for longest is closed, after SILENT seconds: nobody could go on else.
 
 Everything here is the reactor's thread's, but for `of`.
 """
@@ -16,6 +17,7 @@ Everything here is the reactor's thread's, but for `of`.
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -45,6 +47,9 @@ TLS_COST: Final = 65536
 NEW: Final = 5.0
 IDLE: Final = 1.0
 SILENT: Final = 60.0
+_NOT_YET: Final = b"(no clientproto yet)"
+"""The protocol of a twisted.web request that has not come whole."""
+
 _SENT_TOGETHER: Final = 32
 """As many connections at most have something written that is not sent nor charged; of small quotas fewer, for each may
 have 64 KiB: together that is a sixteenth."""
@@ -191,7 +196,7 @@ class Bound:
                 since = each.silent_since()
                 if since is None or each.new_since > now - NEW:
                     continue
-                if since <= now - (IDLE if _tells(each.protocol) else SILENT):
+                if since <= now - _patience(each.protocol):
                     idle.append((since, id(each), each))
         closing = [each for _, _, each in heapq.nsmallest(_BATCH, idle)] or self._find_stuck(now)
         for each in closing:
@@ -213,9 +218,12 @@ class Bound:
         return [each for _, _, each in heapq.nsmallest(1, stuck)]
 
 
-def _tells(protocol: object) -> bool:
-    """Whether it is a connection of twisted.web's that waits for a request. Its channel stands behind a wrapper for
-    HTTP/2, whose attribute is private, and below TLS."""
+def _patience(protocol: object) -> float:
+    """The seconds after which it is idle. A channel of twisted.web stands behind a wrapper for HTTP/2, whose attribute
+    is private, and below TLS."""
     protocol = getattr(protocol, "wrappedProtocol", protocol)
     requests = getattr(getattr(protocol, "_channel", protocol), "requests", None)
-    return requests == []
+    if requests == []:
+        return IDLE
+    is_handled = requests and getattr(requests[0], "clientproto", _NOT_YET) != _NOT_YET
+    return math.inf if is_handled else SILENT
