@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eventengine.memory import MemoryRequest
-from eventengine.quota import ResourceQuota
+from eventengine.quota import ResourceQuota, as_quota
 from eventengine.status import StatusCode, StatusError
 from together import run_script, run_together
 
@@ -473,3 +473,18 @@ def test_a_size_is_not_taken_for_the_name_of_a_quota_without_a_limit(name: str) 
 def test_a_name_is_a_text() -> None:
     with pytest.raises(TypeError, match="a quota's name is a str, not int; for a limit write memory="):
         ResourceQuota(1 << 20)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["1MiB", ResourceQuota(memory="1MiB"), ResourceQuota()])
+def test_a_quota_from_which_connections_are_served_is_not_made_smaller_than_they_need(
+    given: str | ResourceQuota,
+) -> None:
+    memory = as_quota(given, "site").memory
+    size = memory.size
+    with pytest.raises(
+        ValueError, match="131071 bytes has no room for what is served from it; give 128 KiB or more"
+    ):
+        memory.resize((128 << 10) - 1)
+    assert memory.size == size
+    memory.resize("128KiB")
+    assert memory.size == 128 << 10

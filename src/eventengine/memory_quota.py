@@ -93,6 +93,7 @@ class MemoryQuota:
     __slots__ = (
         "__weakref__",
         "_given",
+        "_least",
         "_lock",
         "_peak",
         "_size",
@@ -107,6 +108,7 @@ class MemoryQuota:
     def __init__(self, size: int = UNLIMITED) -> None:
         self._lock = threading.RLock()
         self._size = size
+        self._least = SMALLEST_BLOCK
         self._taken = 0
         self._peak = 0
         self._given: deque[int] = deque()
@@ -147,9 +149,14 @@ class MemoryQuota:
         """Changes the limit, as bytes or text (`"256MiB"`).
 
         A smaller one frees the pools and takes nothing away that is in use: reads wait until enough was given back.
-        Raises ValueError or TypeError for what is not a size.
+        Raises ValueError or TypeError for what is not a size, and for less than what is served from it needs.
         """
         new = check_quota_size(size)
+        if new < self._least:
+            raise ValueError(
+                f"a quota of {new} bytes has no room for what is served from it; "
+                f"give {format_size(self._least)} or more"
+            )
         with self._lock:
             self._size = new
             self._fold()
@@ -159,6 +166,10 @@ class MemoryQuota:
                     pool.clear()
         self._reclaim()
         self.wake_next_waiter()
+
+    def need(self, least: int) -> None:
+        """Has `resize` refuse what is less from now on."""
+        self._least = max(self._least, least)
 
     def take(self, minimum: int, most: int) -> int:
         """Counts between `minimum` and `most` bytes as taken, and says how many. Never fails."""

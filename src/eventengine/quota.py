@@ -223,19 +223,20 @@ class ResourceQuota:
 
 
 def as_quota(quota: ResourceQuota | str | int, name: str) -> ResourceQuota:
-    """`quota`, or one with as much memory, for connections of a framework.
+    """`quota`, or one with as much memory, for connections of a framework: it cannot be resized to less than they need.
 
     Raises TypeError or ValueError for what is no quota, and for one with less than LEAST_SERVED.
     """
     if isinstance(quota, ResourceQuota):
         if quota.memory.size is not None:
             check_served_size(quota.memory.size)
+        quota.memory.need(LEAST_SERVED)
         return quota
     if isinstance(quota, bool) or not isinstance(quota, str | int):
         raise TypeError(
             f'quota must be a ResourceQuota, bytes or text such as "64MiB", not {type(quota).__name__}'
         )
-    return ResourceQuota(name, memory=check_served_size(quota))
+    return as_quota(ResourceQuota(name, memory=check_served_size(quota)), name)
 
 
 def check_served_size(size: int | str) -> int:
