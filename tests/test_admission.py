@@ -289,6 +289,23 @@ def test_who_waits_for_the_room_of_connections_themselves_is_cut_after_two_turns
     assert uploads.cut == ["large"]
 
 
+def test_who_waits_while_no_connection_more_may_open_is_cut_after_two_turns_the_oldest_first(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    full = True
+    uploads.admission = Admission(uploads.memory, loop, is_full=lambda: full)
+    uploads.begin("holds", 60 * KIB).complete()
+    names = [f"{number}" for number in range(20)]
+    for name in names:
+        uploads.begin(name, 50 * KIB)
+    loop.go(2 * PATIENCE)
+    assert uploads.cut == []
+    loop.go(0.3)
+    assert uploads.cut == names[:16]
+    full = False
+    loop.go(2 * PATIENCE)
+    assert uploads.cut == names[:16]
+
+
 def test_who_waits_for_more_while_another_moves_is_cut_after_twice_as_long(loop: Loop) -> None:
     uploads = Uploads(loop)
     uploads.begin("waits for more", 30 * KIB)

@@ -16,7 +16,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from eventengine import ResourceQuota
+from eventengine import ResourceQuota, admission
 from eventengine.bridges.tornado import QuotaHTTPServer, QuotaTCPServer, bound
 from tornado_certificate import contexts
 from tornado_serving import run, until
@@ -231,3 +231,35 @@ def test_a_loop_that_ended_with_connections_open_leaves_nothing_charged() -> Non
     assert (quota.memory.used, quota.connections.used) == (0, 0)
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"1000\r\n" + bytes(4096)])
+def test_bodies_that_wait_give_way_when_no_connection_more_may_open(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
+    monkeypatch.setattr(admission, "_LOOKS", 0.01)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="128KiB")
+        server = QuotaHTTPServer(Application([("/", Here)]), quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        address = sock.getsockname()
+        clients = [await asyncio.open_connection(*address) for _ in range(14)]  # seven eighths of the quota
+        await until(lambda: quota.connections.used == 14)
+        held = quota.memory.take(10 << 10, 10 << 10)
+        length = b"Transfer-Encoding: chunked" if sent else b"Content-Length: 5000"
+        for _, writer in clients:
+            writer.write(b"PUT / HTTP/1.1\r\nHost: site\r\n" + length + b"\r\n\r\n" + sent)
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: site\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert await clients[0][0].readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+        quota.memory.give(held)
+        for _, each in [*clients, (reader, writer)]:
+            each.close()
+        server.stop()
+        await server.close_all_connections()
+
+    run(case)

@@ -21,7 +21,8 @@ Rules:
    to wait for one another, or for who is slow: then the one of them that holds most is cut, if others move after twice
    as long; and as many as it takes to let in those whose length is known. Of these one is cut that holds a part and
    waits for the rest, where nobody moves and none of the others is left. One that has waited for two turns of rule 2,
-   and whose room is what the connections themselves are charged, is cut: none of that comes back.
+   and whose room is what the connections themselves are charged, is cut: none of that comes back. So are some at a
+   look of those that have waited as long, while no connection more may open: nobody else would be served till they are.
 4. All who wait here are one bulk waiter of the quota. It stays enlisted while there is one, so no wake-up is lost;
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
@@ -54,6 +55,9 @@ STALLED: Final = 2.0
 PATIENCE: Final = 10.0
 _LOOKS: Final = 0.25
 """Seconds between two looks for stalled ones."""
+
+_BATCH: Final = 16
+"""As many are cut at a look because no connection more may open."""
 
 _numbers = itertools.count()
 _all: WeakSet[Admission] = WeakSet()
@@ -198,8 +202,8 @@ class Upload:
 
 
 class Admission:
-    """The uploads, and what is unsent, on one loop and one quota; `close_idle` is that of `idle.Connections`, and
-    `charged` says what connections themselves are charged.
+    """The uploads, and what is unsent, on one loop and one quota; `close_idle`, `charged` and `is_full` are those of
+    `idle.Connections`.
 
     Attributes:
         unsent: The bytes of all that is unsent.
@@ -211,6 +215,7 @@ class Admission:
         "_close_idle",
         "_contended_since",
         "_is_cutting",
+        "_is_full",
         "_is_to_shed",
         "_lines",
         "_looked_at",
@@ -229,9 +234,11 @@ class Admission:
         loop: Scheduler,
         close_idle: Callable[[], bool] = lambda: False,
         charged: Callable[[], int] = lambda: 0,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.memory = memory
         self._charged = charged
+        self._is_full = is_full
         self._close_idle = close_idle
         self.moving: set[Upload | Unsent] = set()
         self._loop = loop
@@ -412,7 +419,8 @@ class Admission:
             uploads = (each for each in {*self._waiting, *self.moving} if isinstance(each, Upload))
             for upload in [each for each in uploads if each.held + each.wanted > most]:
                 upload.cut()
-        for upload in [each for each in self._waiting if now - each.since > 2 * PATIENCE and each.is_too_large]:
+        old = [each for each in self._waiting if now - each.since > 2 * PATIENCE]
+        for upload in old[:_BATCH] if self._is_full() else [each for each in old if each.is_too_large]:
             upload.cut()
         if self._waiting:
             self._let_in_who_fit()  # it may be another's turn

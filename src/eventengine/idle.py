@@ -55,6 +55,7 @@ class Connections:
         "_close_idle",
         "_count",
         "_is_posted",
+        "_last",
         "_loop",
         "_memory",
         "_none_until",
@@ -70,6 +71,7 @@ class Connections:
         self._close_idle = close_idle
         self._count = 0
         self._charged = 0
+        self._last = 0
         self._is_posted = False
         self._timer: Timer | None = None
         self._sweep: ReclamationSweep | None = None
@@ -92,10 +94,17 @@ class Connections:
             return True
         return memory.used + cost <= size * 0.99
 
+    @property
+    def is_full(self) -> bool:
+        """Whether rule 5 leaves no room for one more that costs as much as the last."""
+        size = self._memory.size
+        return size is not None and self._charged + self._last > size - size // _LEFT
+
     def opened(self, cost: int) -> None:
         """There is one more, which is charged `cost` bytes."""
         self._count += 1
         self._charged += cost
+        self._last = cost
         if self._places.size is None:
             self._places.add()
         if not self._is_posted:

@@ -55,7 +55,11 @@ class Bound:
         """Streams that wait for a request, by their connection, longest first."""
         self.connections = Connections(quota, loop, self._close_idle)
         self.admission = Admission(
-            quota.memory, loop, self.connections.close_idle, lambda: self.connections.charged
+            quota.memory,
+            loop,
+            self.connections.close_idle,
+            lambda: self.connections.charged,
+            lambda: self.connections.is_full,
         )
         self._closed = Tally(
             lambda n: gen_log.info(

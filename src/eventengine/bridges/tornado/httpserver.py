@@ -65,7 +65,12 @@ _MOST_HEADERS: Final = 256
 _HEADER: Final = 320
 """Bytes that a header takes beside its text."""
 
-_REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 431: "Request Header Fields Too Large"}
+_REASONS: Final = {
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 class QuotaHTTPServer(LimitedServer, HTTPServer):
@@ -351,7 +356,7 @@ class _Admitted(HTTPMessageDelegate):
         if upload is not None and upload.wanted and upload.is_too_large:
             self._refuse_as_too_large()
         elif upload is not None and upload.wanted:
-            self._refuse(408, "its body holds room while it waits for more, and others wait, too")
+            self._refuse(503, "its body waits for room, and so do others")
         else:
             self._refuse(408, "its body has stalled while others wait for room")
         self._go_on()
