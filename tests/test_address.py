@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,6 +230,55 @@ def test_a_scope_that_no_socket_takes_is_refused_by_its_name(zone: str) -> None:
     message = refused(lambda: parse(f"[fe80::1%{zone}]:80"))
     assert repr(zone) in message
     assert "int()" not in message
+
+
+@pytest.mark.parametrize("zone", ["\0", "lo\0", "\ud800"], ids=ascii)
+def test_a_scope_that_is_no_text_of_the_system_is_an_interface_that_is_not_there(zone: str) -> None:
+    why = f"'fe80::1%{ascii(zone)[1:-1]}' names the interface {zone!r}, which this machine does not have"
+    assert refused(lambda: tcp(f"fe80::1%{zone}", 80)) == why
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unix-abstract"])
+def test_half_a_surrogate_pair_is_in_no_path_and_no_name(scheme: str) -> None:
+    text = f"{scheme}:a\ud800b"
+    why = f"'\\ud800' cannot be encoded as {sys.getfilesystemencoding()}"
+    assert refused(lambda: parse(text)) == f"{text!r}: {why}"
+
+
+ANY_TEXT = st.lists(
+    st.sampled_from(["unix:", "unix-abstract:", "vsock:", "127.0.0.1", "::1", "fe80::1%", INTERFACE, "]:"])
+    | st.sampled_from("[]:.%/019٣²é\0\ud800\udcff")
+    | st.characters(),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(ANY_TEXT)
+def test_any_text_is_an_address_that_reads_back_or_is_refused_with_its_text(text: str) -> None:
+    try:
+        address = parse(text)
+    except ValueError as error:
+        refusal = error
+    else:
+        assert parse(str(address)) == address
+        return
+    assert type(refusal) is ValueError
+    assert str(refusal).startswith(repr(text))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(ANY_TEXT | ANY_TEXT.map("fe80::1%".__add__), st.integers(-1, 65536))
+def test_any_host_and_port_are_an_address_or_refused_in_our_words(host: str, port: int) -> None:
+    try:
+        address = tcp(host, port)
+    except ValueError as error:
+        refusal = error
+    else:
+        assert parse(str(address)) == address
+        return
+    assert type(refusal) is ValueError
+    assert re.search("out of range|no host|is not an IP address literal|this machine does not have", str(refusal))
 
 
 @pytest.mark.parametrize("path", ["", "/" * 108, "é" * 54, "/a\0b"], ids=["none", "108", "108 bytes", "NUL"])

@@ -30,6 +30,14 @@ def _check_port(port: int, most: int) -> None:
         raise ValueError(f"port {port} is out of range; a port is a number from 0 to {most}")
 
 
+def _encode(text: str, name: str) -> bytes:
+    """The bytes of a unix socket's path or name, which is part of `text`."""
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r}: {name[error.start]!r} cannot be encoded as {error.encoding}") from None
+
+
 class ResolvedAddress:
     """The address of a TCP, unix or vsock socket. Immutable, hashable; equal when family and address are.
 
@@ -72,7 +80,7 @@ class ResolvedAddress:
             try:
                 is_number = zone.isascii() and zone.isdigit() and len(zone) <= 10 and int(zone) <= _MOST_32_BITS
                 scope = int(zone) if is_number else socket.if_nametoindex(zone)
-            except OSError:
+            except (OSError, ValueError):  # a NUL, or half a surrogate pair, is in no name of an interface
                 raise ValueError(
                     f"{host!r} names the interface {zone!r}, which this machine does not have"
                 ) from None
@@ -90,7 +98,7 @@ class ResolvedAddress:
         if colon and scheme == "unix":
             return cls._unix(text, rest)
         if colon and scheme == "unix-abstract":
-            name = os.fsencode(rest)
+            name = _encode(text, rest)
             if not name or len(name) > _UNIX_PATH_BYTES:
                 raise ValueError(f"{text!r}: an abstract unix name has 1 to {_UNIX_PATH_BYTES} bytes")
             return cls(socket.AF_UNIX, b"\0" + name)
@@ -113,7 +121,7 @@ class ResolvedAddress:
 
     @classmethod
     def _unix(cls, text: str, path: str) -> ResolvedAddress:
-        size = len(os.fsencode(path))
+        size = len(_encode(text, path))
         if not 0 < size <= _UNIX_PATH_BYTES or "\0" in path:
             raise ValueError(f"{text!r}: a unix socket's path has 1 to {_UNIX_PATH_BYTES} bytes and no NUL")
         return cls(socket.AF_UNIX, path)
