@@ -8,19 +8,16 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from eventengine.memory import MemoryAllocator, MemoryRequest, Reservation
 from eventengine.memory_quota import MemoryQuota, parse_size
 from eventengine.slices import Block, Pool, Slice, SliceBuffer
 from eventengine.status import ClosedResourceError
+from shares import share_of
 from together import run_script, run_together
 
 KIB = 1 << 10
@@ -313,20 +310,6 @@ def test_free_blocks_of_any_size_are_given_up_for_a_read() -> None:
     assert block is not None
     assert len(block) == 4 * KIB
     assert memory.peak == 64 * KIB
-
-
-def share_of(low: int, high: int, used: int, size: int) -> int:
-    """What gRPC's `GrpcMemoryAllocatorImpl::TryReserve` grants."""
-    over = high - low
-    pressure = Fraction(used, size)
-    if pressure > Fraction(4, 5):
-        over = min(over, math.floor(over * max(Fraction(0), 1 - pressure) * 5))
-    most = size // 16
-    if most < low:
-        over = 0
-    elif low + over > most:
-        over = most - low
-    return low + over
 
 
 PRESSURES = [0.0, 0.5, 0.79, 0.81, 0.85, 0.9, 0.95, 0.99, 1.0, 1.5]
@@ -1192,88 +1175,3 @@ def test_many_threads_that_reserve_and_release_leave_nothing_used() -> None:
     run_together(*[work] * 8)
     assert memory.used == 0
     assert memory.peak <= 80
-
-
-class Model(RuleBasedStateMachine):
-    """A quota, and a plain sum of what is held of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory, self.allocator = limited(20_000)
-        self.slices: list[Slice] = []
-        self.reservations: list[Reservation] = []
-        self.reserved = 0
-        self.peak = 0
-
-    def used(self) -> int:
-        storages = {id(part.view.obj): part.storage_bytes for part in self.slices}
-        return sum(storages.values()) + sum(each.size for each in self.reservations) + self.reserved
-
-    @rule(low=st.integers(0, 3000), over=st.integers(0, 3000))
-    def reserve(self, low: int, over: int) -> None:
-        self.reserved += self.allocator.reserve(MemoryRequest(low, low + over))
-
-    @rule(share=st.floats(0, 1))
-    def release(self, share: float) -> None:
-        n = round(share * self.reserved)
-        self.allocator.release(n)
-        self.reserved -= n
-
-    @rule(low=st.integers(0, 3000), over=st.integers(0, 3000))
-    def make_reservation(self, low: int, over: int) -> None:
-        self.reservations.append(self.allocator.make_reservation(MemoryRequest(low, low + over)))
-
-    @rule(low=st.integers(1, 3000), over=st.integers(0, 3000))
-    def make_slice(self, low: int, over: int) -> None:
-        self.slices.append(self.allocator.make_slice(MemoryRequest(low, low + over)))
-
-    @rule(wanted=st.sampled_from([256, 1024, 4096]))
-    def read(self, wanted: int) -> None:
-        room = self.memory.size - self.used()
-        block = self.memory.try_block(wanted)
-        assert (block is None) == (room < 256)
-        if block is not None:
-            assert len(block) <= room
-            self.slices.append(slice_of(block, len(block)))
-
-    @precondition(lambda self: self.slices)
-    @rule(share=st.floats(0, 1))
-    def split(self, share: float) -> None:
-        part = self.slices.pop()
-        self.slices.extend(part.split(round(share * len(part))))
-
-    @rule(share=st.floats(0, 1))
-    def drop_slices(self, share: float) -> None:
-        del self.slices[: round(share * len(self.slices))]
-
-    @rule(share=st.floats(0, 1))
-    def drop_reservations(self, share: float) -> None:
-        del self.reservations[: round(share * len(self.reservations))]
-
-    @rule(size=st.sampled_from([1000, 20_000, 100_000]))
-    def resize(self, size: int) -> None:
-        self.memory.resize(size)
-
-    @invariant()
-    def figures_are_exact(self) -> None:
-        used = self.used()
-        self.peak = max(self.peak, used)
-        assert self.memory.used == used
-        assert self.memory.pressure == used / self.memory.size
-        assert self.memory.peak >= self.peak
-
-    def teardown(self) -> None:
-        self.slices.clear()
-        self.reservations.clear()
-        self.allocator.close()
-        assert self.memory.used == 0
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)

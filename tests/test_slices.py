@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from eventengine.memory import MemoryAllocator, MemoryRequest
 from eventengine.quota import ResourceQuota
-from eventengine.slices import Slice, SliceBuffer
+from eventengine.slices import Block, Slice, SliceBuffer
 from eventengine.status import EmptyBufferError
 from together import run_script, run_together
 
@@ -675,6 +675,19 @@ class Model(RuleBasedStateMachine):
         self.other_data += self.data[:n]
         self.data = self.data[n:]
 
+    @rule(size=st.integers(0, 60))
+    def copy(self, size: int) -> None:
+        target = bytearray(b"." * size)
+        assert self.buffer.copy_first_into(target) == min(size, len(self.data))
+        assert target == (self.data + b"." * size)[:size]
+
+    @rule(n=st.integers(1), move=st.booleans())
+    def ask_for_more_than_there_is(self, n: int, move: bool) -> None:
+        with pytest.raises(EmptyBufferError):
+            self.buffer.move_first(len(self.data) + n, self.other) if move else self.buffer.drop_last(
+                len(self.data) + n
+            )
+
     @rule(share=st.floats(0, 1))
     def drop(self, share: float) -> None:
         n = round(share * len(self.data))
@@ -682,15 +695,17 @@ class Model(RuleBasedStateMachine):
         self.data = self.data[: len(self.data) - n]
 
     @precondition(lambda self: self.data)
-    @rule(hold=st.booleans(), back=st.booleans())
-    def take(self, hold: bool, back: bool) -> None:
+    @rule(hold=st.booleans(), back=st.booleans(), share=st.floats(0, 1))
+    def take(self, hold: bool, back: bool, share: float) -> None:
         part = self.buffer.take_first()
         n = len(part)
         assert bytes(part) == self.data[:n]
         if hold:
             self.held.append((part.view, self.data[:n]))
         if back:
-            self.buffer.prepend(part)
+            head, tail = part.split(round(share * n))
+            self.buffer.prepend(tail)
+            self.buffer.prepend(head)
         else:
             self.data = self.data[n:]
 
@@ -714,6 +729,12 @@ class Model(RuleBasedStateMachine):
         check(self.other, self.other_data)
         assert all(view == data for view, data in self.held)
 
+    @invariant()
+    def charges_each_block_that_something_is_left_of(self) -> None:
+        views = [part.view for part in (*self.buffer.slices, *self.other.slices)] + [view for view, _ in self.held]
+        blocks = {id(view.obj): len(view.obj) for view in views if type(view.obj) is Block}
+        assert self.quota.memory.used == sum(blocks.values())
+
     def teardown(self) -> None:
         self.buffer.clear()
         self.other.clear()
@@ -723,7 +744,7 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
