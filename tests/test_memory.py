@@ -12,9 +12,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eventengine.memory import MemoryAllocator, MemoryRequest, Reservation
-from eventengine.memory_quota import MemoryQuota, parse_size
+from eventengine.memory_quota import MemoryQuota, format_size, parse_size
 from eventengine.slices import Block, Pool, Slice, SliceBuffer
 from eventengine.status import ClosedResourceError
 from shares import share_of
@@ -106,6 +108,20 @@ def test_a_size_is_at_least_1_and_the_message_has_what_was_given(size: int | str
 def test_a_size_that_is_too_large_is_refused_with_the_largest(size: int | str) -> None:
     with pytest.raises(ValueError, match="at most"):
         parse_size(size)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from(" 019.KMiB²٣-\0\ud800") | st.characters(), max_size=45))
+def test_any_text_is_a_size_or_refused_with_its_text(text: str) -> None:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        refusal = error
+    else:
+        assert parse_size(format_size(size)) == size
+        return
+    assert type(refusal) is ValueError
+    assert repr(text[:40]) in str(refusal)
 
 
 @pytest.mark.parametrize("bad", [None, 1.5, b"1MiB", True, [1]], ids=kind)

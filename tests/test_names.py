@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from eventengine import ResolvedAddress, Status, StatusCode, StatusError, Target, create_event_engine
 from eventengine.core import getaddrinfo
+from eventengine.core.resolver import _to_ascii as to_ascii
+from eventengine.core.resolver import parse_dns_server
 from eventengine.names import split_host_port, to_port_number
 from eventengine.testing.application import Callback, Ledger
 
@@ -105,9 +107,12 @@ def test_what_is_no_host_and_port_is_refused_with_the_text_that_was_given(
     assert str(caught.value).startswith(repr(name))
 
 
+ANY_TEXT = st.text(st.sampled_from("[]:.%0x1a٣é- /\0\\\ud800") | st.characters(), max_size=20)
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    st.text(st.sampled_from("[]:.%0x1a٣é- /\0\ud800") | st.characters(), max_size=20),
+    ANY_TEXT,
     st.sampled_from(["", "1", "http", "x"]),
 )
 def test_any_text_is_split_or_refused_and_a_split_one_is_joined_again(name: str, default_port: str) -> None:
@@ -119,6 +124,36 @@ def test_any_text_is_split_or_refused_and_a_split_one_is_joined_again(name: str,
         assert split_host_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "") == (host, port)
         return
     assert refusal.startswith(repr(name))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(ANY_TEXT | st.lists(ANY_TEXT, max_size=40).map(".".join))
+def test_any_text_is_asked_for_in_ascii_or_refused_with_its_text(name: str) -> None:
+    try:
+        asked = to_ascii(name, name)
+    except ValueError as error:
+        refusal = error
+    else:
+        assert asked.isascii()
+        assert 0 < len(asked) <= 254
+        return
+    assert type(refusal) is ValueError
+    assert str(refusal).startswith(repr(name))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(ANY_TEXT | st.ip_addresses().map(str) | st.ip_addresses().map("[{}]:5353".format))
+def test_any_text_is_the_address_of_a_dns_server_or_refused_with_its_text(text: str) -> None:
+    try:
+        address = parse_dns_server(text)
+    except ValueError as error:
+        refusal = error
+    else:
+        assert ResolvedAddress.parse(str(address)) == address
+        assert address.port
+        return
+    assert type(refusal) is ValueError
+    assert str(refusal).startswith(repr(text))
 
 
 @pytest.mark.parametrize(("port", "number"), [("0", 0), ("65535", 65535), ("domain", 53)])

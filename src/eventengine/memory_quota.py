@@ -73,7 +73,7 @@ def format_size(size: int) -> str:
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size % _UNITS[unit.upper()] == 0:
             return f"{size // _UNITS[unit.upper()]} {unit}"
-    return f"{size} bytes"
+    return f"{size} B"
 
 
 def check_quota_size(size: int | str) -> int:
