@@ -122,6 +122,9 @@ class _Port(PushTransport):
         error = self._stream.error
         if error is None:
             self.end()
+        else:
+            # Its frames hold the stream, which holds it, and what was being written: until a garbage collection.
+            error.__traceback__ = None
         self.broken(_number_of(error))
 
 

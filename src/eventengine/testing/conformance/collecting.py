@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import socket
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -15,7 +19,7 @@ from eventengine.engine import Endpoint
 from eventengine.slices import SliceBuffer
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application
-from eventengine.testing.conformance.pairs import SLOW, nothing
+from eventengine.testing.conformance.pairs import SLOW, nothing, see_the_end
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all
 
 
@@ -107,6 +111,61 @@ def test_an_endpoint_that_was_closed_is_collected_without_a_warning(app: Applica
         assert receive_all(oracle) == b""
         endpoints.clear()
         app.on_loop(nothing)
+
+
+@contextmanager
+def _no_collections() -> Generator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Data(bytearray):
+    """Bytes of the application's, of which it can be seen when nobody has them any more."""
+
+
+class _Told:
+    """A callback of which the same can be seen."""
+
+    def __init__(self) -> None:
+        self.statuses: queue.SimpleQueue[Status] = queue.SimpleQueue()
+
+    def __call__(self, status: Status) -> None:
+        self.statuses.put(status)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+@pytest.mark.parametrize("ends", ["by our close", "by a reset"])
+def test_what_a_connection_held_is_gone_with_it_and_waits_for_no_garbage_collection(
+    app: Application, role: str, ends: str
+) -> None:
+    with _no_collections(), _unheld(app, role) as (endpoints, oracle):
+        endpoint = endpoints.pop()
+        buffer, data, on_read, on_writable = SliceBuffer(), _Data(pattern(1 << 20)), _Told(), _Told()
+        statuses = on_read.statuses, on_writable.statuses
+        oracle.sendall(b"read")
+        assert app.read(endpoint, buffer).ok
+        assert app.quota.memory.used
+        assert not app.call(partial(endpoint.write, on_writable, SliceBuffer([data])))
+        assert not app.call(partial(endpoint.read, on_read, buffer))
+        gone = [weakref.ref(each) for each in (data, on_read, on_writable)]
+        del buffer, data, on_read, on_writable
+        if ends == "by our close":
+            endpoint.close()
+            see_the_end(oracle)
+        else:
+            oracle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            oracle.close()
+        assert not any(each.get(timeout=TIMEOUT).ok for each in statuses)
+        if ends == "by a reset":
+            endpoint.close()
+        deadline = time.monotonic() + TIMEOUT
+        while (any(each() for each in gone) or app.quota.memory.used) and time.monotonic() < deadline:
+            app.on_loop(nothing)  # frameworks close in a turn of their own
+        assert [each() for each in gone] == [None] * 3
+        assert app.quota.memory.used == 0
 
 
 def test_an_engine_that_is_closed_closes_an_endpoint_that_nobody_holds(app: Application) -> None:
