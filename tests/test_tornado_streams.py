@@ -7,6 +7,7 @@ import gc
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -722,6 +723,59 @@ def test_a_stream_that_is_dropped_is_closed_and_gives_its_place_back() -> None:
 
     with pytest.warns(ResourceWarning, match="unclosed"):
         run(case)
+
+
+class Seen(bytes):
+    """Bytes of which it can be seen when nobody has them any more."""
+
+    alive = 0
+
+    def __new__(cls, data: bytes) -> Seen:
+        cls.alive += 1
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+
+@pytest.mark.parametrize("ends", ["by our close", "by a reset", "by a write after a reset"])
+def test_what_a_stream_held_is_gone_with_it_and_waits_for_no_garbage_collection(tls: Tls, ends: str) -> None:
+    streams_seen: list[weakref.ref[IOStream]] = []
+    begun, was_reset, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handle(stream: IOStream) -> None:
+        streams_seen.append(weakref.ref(stream))
+        stream.set_close_callback(closed.set)
+        await stream.read_bytes(4)
+        if ends == "by a write after a reset":
+            begun.set()
+            await was_reset.wait()
+        with suppress(StreamClosedError):  # its future is not kept: its error would have this frame, and so itself
+            stream.write(Seen(BODY * 4))
+        begun.set()
+        if ends == "by our close":
+            stream.close()
+        await closed.wait()
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="16MiB")
+        gc.disable()
+        try:
+            async with serving(handle, quota, **tls[0]) as (port, server), client(port, tls[1]) as (_, writer):
+                writer.write(b"give")
+                await begun.wait()
+                reset = writer.get_extra_info("socket")
+                reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                writer.transport.abort()
+                await turns()
+                was_reset.set()
+                server.streams.clear()
+                await until(lambda: not Seen.alive and not streams_seen[0]())
+                assert quota.memory.used == 0
+        finally:
+            gc.enable()
+
+    run(case)
 
 
 @pytest.mark.usefixtures("impatient")

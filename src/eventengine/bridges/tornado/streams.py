@@ -203,6 +203,8 @@ class Counted(IOStream):
 
     def close_fd(self) -> None:
         super().close_fd()
+        if isinstance(self.error, OSError):
+            self.io_loop.add_callback(_forget_frames, self.error)
         unsent, self._unsent = self._unsent, None
         head, self._head = self._head, 0
         cost, self.cost = self.cost, None
@@ -229,6 +231,12 @@ def _give_back(bound: Bound, unsent: Unsent | None, head: int, cost: int | None)
         bound.memory.give(head)
     if cost is not None:
         bound.connections.closed(cost)
+
+
+def _forget_frames(error: OSError) -> None:
+    """Once what raised it has ended: they hold the stream, which holds its error, and what was being written, all of it
+    until a garbage collection."""
+    error.__traceback__ = None
 
 
 class _CountedIOStream(Counted):
