@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import queue
 import random
@@ -2199,3 +2200,58 @@ def test_one_and_many_are_told_apart_in_the_log(make_home: MakeHome) -> None:
         "1 client was cut that did not read",
         "3 clients were cut that did not read",
     ]
+
+
+class Seen(bytes):
+    """Bytes of which it can be seen when nobody has them any more."""
+
+    alive = 0
+
+    def __new__(cls, data: bytes) -> Seen:
+        cls.alive += 1
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+
+@pytest.mark.parametrize("over", ["plain", "tls"])
+@pytest.mark.parametrize("ends", ["by our close", "by a reset", "by a write after a reset"])
+def test_what_a_transport_held_is_gone_with_it_and_waits_for_no_garbage_collection(
+    make_installed_home: MakeHome, request: pytest.FixtureRequest, over: str, ends: str
+) -> None:
+    creator, context = (None, None) if over == "plain" else request.getfixturevalue("tls")
+    home = make_installed_home("64MiB")
+    factory = home.factory()
+    port = home.keep_port(
+        home.call(
+            lambda: (
+                home.reactor.listenTCP(0, factory, interface="127.0.0.1")
+                if creator is None
+                else home.reactor.listenSSL(0, factory, creator, interface="127.0.0.1")
+            )
+        )
+    )
+    sock = home.connect(port, receive=SMALL)
+    protocol = home.next()
+    client = sock if context is None else over_tls(home, sock, context)
+    client.sendall(b"give")
+    until(lambda: protocol.received)
+    gc.disable()
+    try:
+
+        def write() -> None:
+            if ends == "by a write after a reset":
+                reset(client)
+            protocol.transport.write(Seen(BODY))
+
+        home.call(write)
+        if ends == "by our close":
+            home.call(protocol.transport.abortConnection)
+        elif ends == "by a reset":
+            assert home.memory.used > MIB
+            reset(client)
+        until(lambda: protocol.losses)
+        until(lambda: not Seen.alive and not home.memory.used)
+    finally:
+        gc.enable()
