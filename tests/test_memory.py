@@ -480,6 +480,41 @@ def test_a_block_that_was_put_back_is_used_again(memory: MemoryQuota) -> None:
     assert memory.peak == 8192
 
 
+@pytest.mark.parametrize("low", [1, 4096])
+def test_a_free_block_is_used_again_also_where_less_would_do(low: int) -> None:
+    memory, allocator = limited(MIB)
+    for _ in range(10):
+        assert len(allocator.make_slice(MemoryRequest(low, 4096))) == 4096
+    assert memory.peak == 4096
+
+
+@pytest.mark.parametrize("size", [256, 8192])
+def test_a_free_block_of_just_a_sixteenth_is_used_again_for_reading(size: int) -> None:
+    memory, _ = limited(16 * size)
+    for _ in range(10):
+        block = memory.try_block(size)
+        assert block is not None
+        memory.put_back(block)
+        del block
+    assert memory.peak == size
+
+
+def test_a_slice_that_gets_less_than_it_may_have_is_not_rounded_up_where_its_minimum_fits() -> None:
+    _, allocator = limited(80 * KIB)  # a sixteenth is 5 KiB
+    assert allocator.make_slice(MemoryRequest(4096, 8192)).storage_bytes == 4096
+    assert allocator.make_slice(MemoryRequest(4097, 8192)).storage_bytes == 8192
+
+
+def test_what_was_given_back_is_room_for_who_tries_to_take_it() -> None:
+    memory, _ = limited(KIB)
+    assert memory.try_take(KIB)
+    assert not memory.try_take(1)
+    memory.give(KIB)
+    assert memory.try_take(KIB - 256, leave=256)
+    assert not memory.try_take(1, leave=256)
+    assert memory.used == KIB - 256
+
+
 def test_a_block_with_bytes_is_charged_until_the_slices_on_it_are_gone(memory: MemoryQuota) -> None:
     block = memory.try_block(8192)
     assert block is not None

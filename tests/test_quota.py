@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eventengine.memory import MemoryRequest
-from eventengine.quota import ResourceQuota, as_quota
+from eventengine.quota import ResourceQuota, as_quota, describe_limits
 from eventengine.status import StatusCode, StatusError
 from together import run_script, run_together
 
@@ -488,3 +488,45 @@ def test_a_quota_from_which_connections_are_served_is_not_made_smaller_than_they
     assert memory.size == size
     memory.resize("128KiB")
     assert memory.size == 128 << 10
+
+
+@pytest.mark.parametrize(("size", "memory"), [("1MiB", 1 << 20), (1 << 20, 1 << 20), ("128KiB", 128 << 10)])
+def test_a_size_is_a_quota_of_as_much_memory(size: str | int, memory: int) -> None:
+    quota = as_quota(size, "site")
+    assert (quota.name, quota.memory.size, quota.connections.size) == ("site", memory, None)
+
+
+def test_a_quota_is_itself_one_without_a_limit_too() -> None:
+    for quota in (ResourceQuota(), ResourceQuota(memory="128KiB")):
+        assert as_quota(quota, "site") is quota
+
+
+@pytest.mark.parametrize("least", [131_071, "127KiB", ResourceQuota(memory=131_071)])
+def test_what_could_serve_no_connection_is_refused(least: Any) -> None:
+    with pytest.raises(ValueError, match="has no room to serve a connection; give 128 KiB or more"):
+        as_quota(least, "site")
+
+
+@pytest.mark.parametrize("bad", [None, True, 1e6, b"1MiB"], ids=repr)
+def test_what_is_no_quota_is_refused_by_its_type(bad: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f'a ResourceQuota, bytes or text such as "64MiB", not {type(bad).__name__}'
+    ):
+        as_quota(bad, "site")
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({}, "what connections hold is counted by the quota 'site', which has no limit"),
+        ({"memory": "64MiB"}, "connections are bounded by the quota 'site': 64 MiB of memory"),
+        ({"memory": 1000}, "connections are bounded by the quota 'site': 1000 B of memory"),
+        ({"connections": 1}, "connections are bounded by the quota 'site': 1 connection"),
+        (
+            {"memory": "3GiB", "connections": 2},
+            "connections are bounded by the quota 'site': 3 GiB of memory and 2 connections",
+        ),
+    ],
+)
+def test_the_log_says_what_is_bounded(limits: dict[str, Any], said: str) -> None:
+    assert describe_limits(ResourceQuota("site", **limits)) == said

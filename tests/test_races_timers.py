@@ -50,6 +50,22 @@ def test_more_timers_than_a_turn_takes_in_run_in_the_order_of_their_deadlines() 
     assert ran == list(range(count + 1))
 
 
+def test_a_timer_of_another_thread_behind_thousands_that_were_cancelled_is_not_left_behind() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    ran: list[str] = []
+
+    def from_elsewhere() -> None:
+        for _ in range(timers_module._DROPPED_PER_TURN):
+            assert loop.timers.cancel(loop.timers.schedule(1.0, lambda: pytest.fail("it was cancelled")))
+        loop.timers.schedule(1.0, lambda: ran.append("the last"))
+
+    elsewhere(from_elsewhere)
+    host.now += 1.0
+    run_all(host)
+    assert ran == ["the last"]
+
+
 def test_timers_of_another_thread_cost_one_letter_and_those_cancelled_on_their_way_never_run() -> None:
     host = ManualHost()
     loop = make_loop(host)

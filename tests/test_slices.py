@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from eventengine.memory import MemoryAllocator, MemoryRequest
 from eventengine.quota import ResourceQuota
-from eventengine.slices import Block, Slice, SliceBuffer
+from eventengine.slices import Block, Slice, SliceBuffer, is_unshared
 from eventengine.status import EmptyBufferError
 from together import run_script, run_together
 
@@ -116,6 +116,28 @@ def test_memory_that_is_held_is_charged_and_never_shows_the_bytes_of_another_use
     assert read(held) == read(hold(Slice.of(bytearray(DATA))))
     del held, others
     assert quota.memory.used == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_that_anything_else_holds_is_shared(way: str, allocator: MemoryAllocator) -> None:
+    part = allocator.copy(DATA)
+    held = WAYS[way][0](part)
+    parts = SliceBuffer([part])._parts
+    del part
+    view = parts.pop()
+    assert not is_unshared(view)
+    del held
+    assert is_unshared(view)
+
+
+def test_memory_that_cannot_be_written_or_is_not_ours_is_shared(allocator: MemoryAllocator) -> None:
+    block = memoryview(allocator.copy(DATA).view).obj
+    assert not is_unshared(memoryview(bytearray(SIZE)))
+    view = memoryview(block)
+    assert not is_unshared(view), "somebody has the block"
+    del block
+    assert is_unshared(view)
+    assert not is_unshared(view.toreadonly())
 
 
 @pytest.mark.parametrize("way", COPIES)
