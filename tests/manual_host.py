@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 from eventengine.core.host import Host
 from eventengine.core.loop import Loop
@@ -60,8 +61,8 @@ class ManualHost(Host):
             function()
 
 
-def make_loop(host: Host) -> Loop:
-    loop = Loop(host, callback_executor=None, private_poller=False, own_thread=False)
+def make_loop(host: Host, callback_executor: Executor | None = None) -> Loop:
+    loop = Loop(host, callback_executor=callback_executor, private_poller=False, own_thread=False)
     with loop:  # a turn, so that this thread is the loop's
         pass
     return loop

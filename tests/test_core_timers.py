@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import pytest
 
@@ -193,6 +195,23 @@ def test_an_interrupt_goes_to_the_host_and_what_is_due_after_it_is_not_lost(host
         host.fire()
     host.fire()
     assert ran == ["after"]
+
+
+def test_a_timer_of_the_core_itself_runs_on_the_loop_wherever_callbacks_run(host: ManualHost) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        loop = make_loop(host, pool)
+        ran: dict[str, int] = {}
+        loop.timers.schedule_own(1.0, lambda: ran.update(own=get_ident()))
+        loop.timers.schedule(1.0, lambda: ran.update(application=get_ident()))
+        host.now += 1.0
+        host.fire()
+        assert ran["own"] == get_ident()
+    assert ran["application"] != get_ident()
+
+
+@pytest.mark.parametrize("good", [0, 0.0, 1, 1e-9, 1e300])
+def test_a_finite_number_of_seconds_is_a_duration(good: float) -> None:
+    check_seconds("delay", good)
 
 
 @pytest.mark.parametrize("bad", [-1.0, -0.001, float("inf"), float("nan")])

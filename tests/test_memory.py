@@ -308,6 +308,15 @@ def test_free_blocks_are_given_up_before_the_quota_is_exceeded() -> None:
     assert memory.used == 0
 
 
+@pytest.mark.parametrize("over", [1, 2, 255])
+def test_a_free_block_is_given_up_for_a_single_byte_too(over: int) -> None:
+    memory, allocator = limited(64 * KIB)
+    allocator.make_slice(exactly(256))
+    allocator.reserve(exactly(64 * KIB - 256 + over))
+    assert memory.peak <= 64 * KIB
+    assert memory.used == 64 * KIB - 256 + over
+
+
 @pytest.mark.parametrize(("size", "kept"), [(256 * KIB, 8), (64 * KIB, 32), (1000 * KIB, 0)])
 def test_so_many_free_blocks_of_a_size_are_kept_and_no_more(
     memory: MemoryQuota, allocator: MemoryAllocator, size: int, kept: int
