@@ -524,6 +524,14 @@ def test_what_was_given_back_is_room_for_who_tries_to_take_it() -> None:
     assert memory.used == KIB - 256
 
 
+@pytest.mark.parametrize(("amount", "leave"), [(KIB, 0), (KIB - 256, 256), (256, KIB - 256), (1, KIB - 1)])
+def test_free_blocks_are_room_for_who_tries_to_take_it(amount: int, leave: int) -> None:
+    memory, allocator = limited(KIB)
+    allocator.make_slice(exactly(KIB))
+    assert memory.try_take(amount, leave)
+    assert (memory.used, memory.peak) == (amount, KIB)
+
+
 def test_a_block_with_bytes_is_charged_until_the_slices_on_it_are_gone(memory: MemoryQuota) -> None:
     block = memory.try_block(8192)
     assert block is not None
