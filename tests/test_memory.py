@@ -902,6 +902,15 @@ def test_a_smaller_size_frees_the_blocks_that_are_kept() -> None:
     assert memory.peak <= 36 * KIB
 
 
+def test_a_smaller_size_frees_the_blocks_that_no_request_may_have_any_more_though_they_fit() -> None:
+    memory, allocator = limited(MIB)
+    allocator.make_slice(exactly(32 * KIB))
+    memory.resize(64 * KIB)
+    memory.resize(MIB)
+    allocator.reserve(exactly(100 * KIB))
+    assert memory.peak == 100 * KIB
+
+
 @pytest.mark.parametrize("bad", [0, -1, 255, "255B", "much", "1MB"])
 def test_a_size_that_is_none_is_refused_and_the_old_one_stays(bad: int | str) -> None:
     memory, _ = limited(1000)
@@ -1060,6 +1069,26 @@ def test_memory_that_comes_back_in_any_way_wakes_a_waiter_who_finds_it(gift: str
     assert not found
     give()
     assert [kind(block) for block in found] == ["Block"]
+
+
+@pytest.mark.parametrize("give", ["put back", "slice", "buffer"])
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_block_that_goes_back_to_its_pool_wakes_who_waits(give: str, bulk: bool) -> None:
+    memory, allocator = limited(64 * KIB)
+    held: list[Any] = [memory.make_block(4 * KIB, 4 * KIB)]
+    if give != "put back":
+        held = [slice_of(held.pop(), 4 * KIB)]
+    if give == "buffer":
+        held = [SliceBuffer(held)]
+    allocator.reserve(exactly(60 * KIB))
+    woken: list[int] = []
+    (memory.add_bulk_waiter if bulk else memory.add_waiter)(lambda: woken.append(memory.used))
+    if give == "put back":
+        memory.put_back(held.pop())
+    else:
+        held.clear()
+    assert woken == [60 * KIB]
+    assert memory.try_block(4 * KIB) is not None
 
 
 def test_room_that_is_made_of_free_blocks_for_someone_else_wakes_nobody() -> None:

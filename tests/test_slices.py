@@ -297,6 +297,7 @@ def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None
         "    return trace\n"
         "sys.settrace(trace)\n"
         "import eventengine.slices\n"
+        "assert sys.gettrace() is trace, 'the debugger goes on'\n"
         "sys.settrace(None)\n"
         "from eventengine.quota import ResourceQuota\n"
         "allocator = ResourceQuota().create_memory_allocator('')\n"
