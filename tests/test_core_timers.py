@@ -115,6 +115,17 @@ def test_a_timer_set_by_a_timer_waits_for_the_host(host: ManualHost) -> None:
     assert ran == ["first", "second"]
 
 
+def test_a_turn_drops_the_cancelled_that_come_up_and_arms_the_host_for_the_next_that_is_not(
+    host: ManualHost,
+) -> None:
+    timers = make_loop(host).timers
+    _, second, _ = [timers.schedule(delay, lambda: None) for delay in (1.0, 2.0, 3.0)]
+    timers.cancel(second)
+    host.now += 1.0
+    host.fire()
+    assert [when for when, _ in host.timers.values()] == [1003.0]
+
+
 def test_cancel_says_true_once(host: ManualHost) -> None:
     timers = make_loop(host).timers
     handle = timers.schedule(1.0, lambda: pytest.fail("a cancelled timer ran"))

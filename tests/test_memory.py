@@ -317,6 +317,15 @@ def test_a_free_block_is_given_up_for_a_single_byte_too(over: int) -> None:
     assert memory.used == 64 * KIB - 256 + over
 
 
+@pytest.mark.parametrize(("over", "kept"), [(0, 3), (1, 2), (256, 2), (257, 1), (768, 0)])
+def test_no_more_free_blocks_are_given_up_than_it_takes(over: int, kept: int) -> None:
+    memory, allocator = limited(64 * KIB)
+    parts = [allocator.make_slice(exactly(256)) for _ in range(3)]
+    parts.clear()
+    allocator.reserve(exactly(64 * KIB - 768 + over))
+    assert len(memory.pools[256]) == kept
+
+
 @pytest.mark.parametrize(("size", "kept"), [(256 * KIB, 8), (64 * KIB, 32), (1000 * KIB, 0)])
 def test_so_many_free_blocks_of_a_size_are_kept_and_no_more(
     memory: MemoryQuota, allocator: MemoryAllocator, size: int, kept: int
@@ -1007,6 +1016,26 @@ def test_a_waiter_that_was_removed_is_not_woken_and_the_order_stays(full: Full) 
     for _ in range(3):
         allocator.release(100)
     assert waiters.take_woken() == "ac"
+
+
+def test_who_waits_for_much_is_woken_by_each_gift_that_no_other_waits_for_until_it_is_removed(full: Full) -> None:
+    memory, allocator, waiters = full
+    woken: list[int] = []
+
+    def on_room() -> None:
+        woken.append(memory.used)
+
+    memory.add_bulk_waiter(on_room)
+    waiters.add("a")
+    for _ in range(3):
+        allocator.release(100)
+    assert waiters.take_woken() == "a"
+    assert woken == [4 * KIB - 200, 4 * KIB - 300]
+    memory.remove_bulk_waiter(on_room)
+    memory.remove_bulk_waiter(on_room)
+    allocator.release(100)
+    assert len(woken) == 2
+    assert not memory.somebody_waits
 
 
 @pytest.mark.parametrize("left", [0, 255, 256])
