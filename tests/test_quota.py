@@ -385,7 +385,7 @@ assert quota.threads.used == 0, quota.threads.used
 
 FORK = """
 import os, signal, sys, threading, traceback, warnings
-from eventengine import MemoryRequest, ResourceQuota, StatusError
+from eventengine import MemoryRequest, ReclamationPass, ResourceQuota, StatusError
 
 warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks is what is tried here
 quota = ResourceQuota(memory="64KiB", connections=1, threads=2)
@@ -395,6 +395,8 @@ del held[20:]
 assert quota.connections.try_take(lambda: None)
 woken = []
 quota.memory.add_waiter(lambda: woken.append("memory"))
+quota.memory.add_bulk_waiter(lambda: woken.append("much memory"))
+allocator.post_reclaimer(ReclamationPass.DESTRUCTIVE, lambda sweep: woken.append("reclaimer"))
 assert not quota.connections.try_take(lambda: woken.append("connections"))
 locked, forked = threading.Event(), threading.Event()
 
@@ -459,7 +461,8 @@ if {locks_are_held}:
     thread.join()
 assert os.waitstatus_to_exitcode(status) == 0
 use()
-assert sorted(woken) == ["connections", "memory"], woken
+assert sorted(set(woken)) == ["connections", "memory", "much memory", "reclaimer"], woken
+assert len(woken) - woken.count("much memory") == 3, woken
 """
     )
 
