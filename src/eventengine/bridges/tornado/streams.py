@@ -10,6 +10,7 @@ tests/test_tornado_hostile.py finds it when that changes.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -204,7 +205,8 @@ class Counted(IOStream):
     def close_fd(self) -> None:
         super().close_fd()
         if isinstance(self.error, OSError):
-            self.io_loop.add_callback(_forget_frames, self.error)
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self.bound.loop.call_soon(_forget_frames, self.error)
         unsent, self._unsent = self._unsent, None
         head, self._head = self._head, 0
         cost, self.cost = self.cost, None
