@@ -120,6 +120,7 @@ def test_a_timer_of_another_thread_is_refused_or_dropped_once_the_engine_has_clo
         engine.run_after(1.0, lambda: ran.append("pending"))
         engine.close()
         assert (host.timers, refused) == ({}, [True])
+        assert engine._loop.timers._pending == {}, "a closure that was refused is not kept"
         host.now += 10
         host.fire()
         host.settle()
