@@ -141,7 +141,7 @@ def test_the_repr_of_a_status_has_its_errno_where_there_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [(name, StatusCode.RESOURCE_EXHAUSTED) for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")]
+    [(name, StatusCode.RESOURCE_EXHAUSTED) for name in ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")]
     + [(name, StatusCode.PERMISSION_DENIED) for name in ("EACCES", "EPERM")]
     + [
         (name, StatusCode.INVALID_ARGUMENT)

@@ -86,7 +86,7 @@ class Status:
     def from_errno(cls, errno: int, doing: str) -> Status:
         """The status for a failed system call: `doing` says what was tried, in a few words.
 
-        Running out of descriptors, buffers or memory is RESOURCE_EXHAUSTED, a lack of rights PERMISSION_DENIED,
+        Running out of descriptors, buffers, memory or space is RESOURCE_EXHAUSTED, a lack of rights PERMISSION_DENIED,
         an address that is no use here INVALID_ARGUMENT, ETIMEDOUT and all that peers and networks do UNAVAILABLE.
         """
         name = _errno.errorcode.get(errno, str(errno))
@@ -122,6 +122,7 @@ _CODE_OF_ERRNO = {
     _errno.ENFILE: StatusCode.RESOURCE_EXHAUSTED,
     _errno.ENOBUFS: StatusCode.RESOURCE_EXHAUSTED,
     _errno.ENOMEM: StatusCode.RESOURCE_EXHAUSTED,
+    _errno.ENOSPC: StatusCode.RESOURCE_EXHAUSTED,  # epoll_ctl's, for more descriptors than one user may watch
     _errno.EACCES: StatusCode.PERMISSION_DENIED,
     _errno.EPERM: StatusCode.PERMISSION_DENIED,
     _errno.EINVAL: StatusCode.INVALID_ARGUMENT,
