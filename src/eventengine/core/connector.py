@@ -178,18 +178,18 @@ class Attempt:
         sock = self._sock
         if sock is None:
             return
-        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not number:
+                peer = sock.getpeername()
+                if self._address.family != socket.AF_UNIX and peer == sock.getsockname():
+                    number = errno.ECONNREFUSED
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return  # a stale event: still connecting
+            number = error.errno or errno.EIO
         if number:
             self._fail_with(number)
-            return
-        try:
-            peer = sock.getpeername()
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                self._fail_with(error.errno or errno.EIO)
-            return  # a stale event: still connecting
-        if self._address.family != socket.AF_UNIX and peer == sock.getsockname():
-            self._fail_with(errno.ECONNREFUSED)
             return
         self._succeed(sock)
 

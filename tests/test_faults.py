@@ -1,0 +1,192 @@
+"""Every call of the system that an engine makes for a connection fails once, in each way that it may; see `faults`.
+
+Each operation ends with the status that its docstring names and with the errno, callbacks come exactly once, and the
+fixtures find nothing left. What the kernel does not tell any call, EINTR, is in test_faults_signals.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from engines import KINDS, Kind, factory, skip_unless_installed
+from eventengine import (
+    EventEngine,
+    SliceBuffer,
+    Status,
+    WriteEvent,
+)
+from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.poller import PrivatePoller
+from eventengine.engine import Endpoint
+from eventengine.testing.application import Application, Callback
+from eventengine.testing.conformance.fixtures import app, engine, ledger, nothing_is_left, quota
+from eventengine.testing.oracle import OracleServer, receive
+from faults import Action, Faults, calling_and, failing, faults, returning
+
+__all__ = ["app", "engine", "faults", "ledger", "nothing_is_left", "quota"]
+
+BROKEN = (
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT,
+)  # fmt: skip
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+REFUSED = {errno.EACCES: "PERMISSION_DENIED", errno.EPERM: "PERMISSION_DENIED", errno.EINVAL: "INVALID_ARGUMENT"}
+
+
+def told(number: int) -> tuple[str, int]:
+    """What is documented for an errno."""
+    exhausted = number in (*EXHAUSTED, errno.ENOSPC)
+    return REFUSED.get(number, "RESOURCE_EXHAUSTED" if exhausted else "UNAVAILABLE"), number
+
+
+def said(status: object) -> tuple[str, int | None]:
+    assert isinstance(status, Status), status
+    return status.code.name, status.errno
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.id)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    skip_unless_installed(kind)
+    return kind
+
+
+@pytest.fixture
+def make_engine(kind: Kind, faults: Faults) -> Iterator[Callable[[], EventEngine]]:
+    with factory(kind) as make:
+
+        def make_faulty() -> EventEngine:
+            engine = make()
+            assert isinstance(engine, HostedEventEngine)
+            faults.on_host(engine)
+            return engine
+
+        yield make_faulty
+
+
+def watching_sites(engine: EventEngine) -> list[str]:
+    """Where the system is first asked to watch a descriptor."""
+    assert isinstance(engine, HostedEventEngine)
+    poller = engine._loop.poller
+    if not isinstance(poller, PrivatePoller):
+        return ["core.poller HostPoller._change watch"]
+    sites = ["core.poller PrivatePoller._change register"]
+    if poller._host is not None:
+        sites.append("core.poller PrivatePoller._change watch")
+    return sites
+
+
+def goes_on(app: Application) -> None:
+    with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+        assert app.write(endpoint, b"ping").ok
+        assert receive(peer, 4) == b"ping"
+        peer.sendall(b"pong")
+        assert app.receive(endpoint, 4) == b"pong"
+
+
+CONNECTING: list[tuple[str, Callable[[int], Action], tuple[int, ...]]] = [
+    ("core.sockets make_socket __init__", failing, (*EXHAUSTED, errno.EACCES)),
+    ("core.sockets make_socket setblocking", failing, (errno.ENOBUFS,)),
+    ("core.sockets set_options setsockopt", failing, (errno.ENOBUFS, errno.EINVAL, errno.ENOPROTOOPT)),
+    (
+        "core.connector Attempt._connect connect_ex",
+        returning,
+        (*BROKEN, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.ENOBUFS),
+    ),
+    ("core.connector Attempt.on_writable getsockopt", returning, BROKEN),
+    ("core.connector Attempt.on_writable getsockopt", failing, (errno.ENOBUFS,)),
+    ("core.connector Attempt.on_writable getpeername", failing, (errno.ENOBUFS, errno.ECONNRESET)),
+    ("core.connector Attempt.on_writable getsockname", failing, (errno.ENOBUFS,)),
+    ("core.endpoint SocketEndpoint.__init__ getsockname", failing, (errno.ENOBUFS,)),
+]
+
+
+def test_a_connect_ends_with_the_status_of_the_call_that_fails(app: Application, faults: Faults) -> None:
+    cases = [(site, act(number), number) for site, act, numbers in CONNECTING for number in numbers]
+    cases += [(site, failing(n), n) for site in watching_sites(app.engine) for n in (errno.ENOMEM, errno.ENOSPC)]
+    with OracleServer() as server:
+        for site, action, number in cases:
+            with faults.at(site, action):
+                result = app.try_connect(server.address)
+            assert said(result) == told(number), site
+    goes_on(app)
+
+
+def test_a_connect_that_is_interrupted_or_not_done_yet_goes_on(app: Application, faults: Faults) -> None:
+    cases = [
+        ("core.connector Attempt._connect connect_ex", calling_and(returning(errno.EINTR))),
+        ("core.connector Attempt.on_writable getpeername", failing(errno.ENOTCONN)),
+    ]
+    with OracleServer() as server:
+        for site, action in cases:
+            with faults.at(site, action):
+                app.connect(server.address).close()
+
+
+def test_a_connect_on_a_unix_socket_ends_with_the_status_of_the_call_that_fails(
+    app: Application, faults: Faults, tmp_path: Any
+) -> None:
+    """It may connect within `connect_ex`, and then there is no event."""
+    from eventengine.testing.scenes import unix_address
+
+    with OracleServer(unix_address(tmp_path / "s")) as server:
+        for call, number in (("getsockopt", errno.ENOBUFS), ("getpeername", errno.ENOMEM)):
+            with faults.at(f"core.connector Attempt.on_writable {call}", failing(number)):
+                assert said(app.try_connect(server.address)) == told(number)
+        app.connect(server.address).close()
+
+
+READ = "core.reading ReadingHalf._receive recv_into"
+PEEK = "core.reading ReadingHalf._look_for_the_end recv"
+
+
+SEND_AT_ONCE = "core.writing WritingHalf.write send"
+SEND = "core.writing WritingHalf._send send"
+SEND_SEVERAL = "core.writing WritingHalf._send_several sendmsg"
+
+
+def write_by(app: Application, endpoint: Endpoint, site: str, parts: list[bytes]) -> Callback[Status]:
+    """A write that comes by this site: at once on the loop, later from a thread, or with several parts."""
+    data = SliceBuffer([b"".join(parts)] if site in (SEND_AT_ONCE, SEND) else parts)
+    on_writable = Callback[Status](app.ledger)
+
+    def write() -> None:
+        if endpoint.write(on_writable, data):
+            on_writable(Status.OK)
+
+    engine = app.engine
+    if site == SEND_AT_ONCE and engine.callbacks_block_polling:
+        app.on_loop(write)
+    else:
+        write()
+    return on_writable
+
+
+def write_sites(app: Application) -> tuple[str, ...]:
+    # A pool's callbacks are not on the loop's thread, and from elsewhere all goes by `_send`.
+    return (SEND_AT_ONCE, SEND, SEND_SEVERAL) if app.engine.callbacks_block_polling else (SEND, SEND_SEVERAL)
+
+
+def _told_of(app: Application, endpoint: Endpoint, faults: Faults) -> list[tuple[WriteEvent, dict[str, float]]]:
+    """A write with a sink, while the system says nothing of the connection."""
+    events: list[tuple[WriteEvent, dict[str, float]]] = []
+    done = Callback[Any](app.ledger)
+
+    class Sink:
+        requested_events = frozenset(WriteEvent)
+
+        def on_event(self, event: WriteEvent, time: float, metrics: Any) -> None:
+            events.append((event, dict(metrics)))
+            done(event)
+
+    with faults.at("core.telemetry _metrics_of getsockopt", failing(errno.ENOBUFS)):
+        on_writable = Callback[Status](app.ledger)
+        if endpoint.write(on_writable, SliceBuffer([b"data"]), sink=Sink()):  # type: ignore[arg-type]
+            on_writable(Status.OK)
+        assert on_writable.result().ok
+        done.result()
+    return events
