@@ -7,6 +7,7 @@ fixtures find nothing left. What the kernel does not tell any call, EINTR, is in
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from engines import KINDS, Kind, factory, skip_unless_installed
 from eventengine import (
     EventEngine,
+    ResourceQuota,
     SliceBuffer,
     Status,
     WriteEvent,
@@ -23,10 +25,10 @@ from eventengine import (
 from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.poller import PrivatePoller
 from eventengine.engine import Endpoint
-from eventengine.testing.application import Application, Callback
+from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import app, engine, ledger, nothing_is_left, quota
-from eventengine.testing.oracle import OracleServer, receive
-from faults import Action, Faults, calling_and, failing, faults, returning
+from eventengine.testing.oracle import OracleServer, pattern, receive
+from faults import Action, Faults, calling_and, failing, faults, returning, short
 
 __all__ = ["app", "engine", "faults", "ledger", "nothing_is_left", "quota"]
 
@@ -144,6 +146,56 @@ READ = "core.reading ReadingHalf._receive recv_into"
 PEEK = "core.reading ReadingHalf._look_for_the_end recv"
 
 
+def test_a_read_ends_with_what_recv_says_and_no_byte_is_lost(app: Application, faults: Faults) -> None:
+    for number in (*BROKEN, errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+        with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+            buffer = SliceBuffer()
+            with faults.at(READ, failing(number)):
+                peer.sendall(b"data")
+                assert said(app.read(endpoint, buffer)) == told(number)
+            assert len(buffer) == 0
+            assert app.receive(endpoint, 4) == b"data"
+            peer.close()
+            ended = app.read(endpoint, buffer)
+            lack = number in EXHAUSTED  # which says nothing of the connection
+            assert said(ended) == (("OUT_OF_RANGE", None) if lack else told(number)), errno.errorcode[number]
+
+
+def test_reads_that_get_less_than_there_is_and_in_vain_bring_every_byte_in_order(
+    app: Application, faults: Faults
+) -> None:
+    data = pattern(5000)
+    with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+        odd = [short(1), failing(errno.EAGAIN), short(7), short(2), failing(errno.EWOULDBLOCK), short(3)] * 5
+        with faults.at(READ, *odd):
+            peer.sendall(data)
+            assert app.receive(endpoint, 5000, hint=5000) == data
+
+
+def test_while_the_quota_is_full_an_error_is_told_and_a_look_in_vain_waits(
+    engine: EventEngine, ledger: Ledger, faults: Faults
+) -> None:
+    quota = ResourceQuota("full", memory="64KiB")
+    app = Application(engine, quota, ledger)
+    with OracleServer() as server:
+        for number in (errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOBUFS):
+            with closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+                quota.memory.take(64 << 10, 64 << 10)
+                with faults.at(PEEK, failing(number)):
+                    peer.sendall(b"data")
+                    assert said(app.read(endpoint, SliceBuffer())) == told(number)
+                with faults.at(PEEK, failing(errno.EAGAIN)):
+                    on_read = app.start_read(endpoint, buffer := SliceBuffer())
+                    while not quota.memory.somebody_waits:
+                        app.on_loop(lambda: None)
+                assert on_read.count == 0
+                quota.memory.give(64 << 10)
+                assert on_read.result().ok
+                assert bytes(buffer) == b"data"
+                buffer.clear()
+    assert quota.memory.used == 0
+
+
 SEND_AT_ONCE = "core.writing WritingHalf.write send"
 SEND = "core.writing WritingHalf._send send"
 SEND_SEVERAL = "core.writing WritingHalf._send_several sendmsg"
@@ -169,6 +221,44 @@ def write_by(app: Application, endpoint: Endpoint, site: str, parts: list[bytes]
 def write_sites(app: Application) -> tuple[str, ...]:
     # A pool's callbacks are not on the loop's thread, and from elsewhere all goes by `_send`.
     return (SEND_AT_ONCE, SEND, SEND_SEVERAL) if app.engine.callbacks_block_polling else (SEND, SEND_SEVERAL)
+
+
+def test_a_write_ends_with_what_send_says_and_so_do_later_ones(app: Application, faults: Faults) -> None:
+    """A part may have gone, so nothing is written any more; what says nothing of the other direction leaves that."""
+    for site in write_sites(app):
+        for number in (*BROKEN, errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+            name = f"{site} {errno.errorcode[number]}"
+            with (
+                OracleServer() as server,
+                closing(app.connect(server.address)) as endpoint,
+                server.accept() as peer,
+            ):
+                with faults.at(site, failing(number)):
+                    assert said(write_by(app, endpoint, site, [b"lost", b"too"]).result()) == told(number), name
+                assert said(app.write(endpoint, b"later")) == told(number), name
+                peer.sendall(b"data")
+                assert app.receive(endpoint, 4) == b"data"
+                peer.shutdown(socket.SHUT_WR)
+                one_way = number in (errno.EPIPE, *EXHAUSTED)
+                ended = app.read(endpoint, SliceBuffer())
+                assert said(ended) == (("OUT_OF_RANGE", None) if one_way else told(number)), name
+
+
+def test_sends_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order(
+    app: Application, faults: Faults
+) -> None:
+    parts = [pattern(3000, n) for n in range(3)]
+    for site in write_sites(app):
+        with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+            odd = [short(1)] if site == SEND_AT_ONCE else [short(1), failing(errno.EAGAIN), short(2999), short(7)]
+            with faults.at(site, *odd):
+                on_writable = write_by(app, endpoint, site, parts)
+                assert receive(peer, 9000) == b"".join(parts)
+                assert on_writable.result().ok
+            if site == SEND_AT_ONCE:
+                with faults.at(site, failing(errno.EAGAIN)):
+                    assert write_by(app, endpoint, site, parts).result().ok
+                    assert receive(peer, 9000) == b"".join(parts)
 
 
 def _told_of(app: Application, endpoint: Endpoint, faults: Faults) -> list[tuple[WriteEvent, dict[str, float]]]:

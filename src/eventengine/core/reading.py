@@ -14,8 +14,8 @@ than 80 % of a block, as in gRPC's posix endpoint, and halves after SMALL_READS 
 an average; so sizes are powers of two, and each has its pool.
 
 The kernel reports an error once, to whichever call comes first, and says end of stream after. `_broken` keeps it for
-the read that comes then. What a read finds at once but bytes is not told within it: READ is armed, and the event of
-a dead socket comes surely.
+the read that comes then; but not a lack of memory (LACKS), after which there is more to read. What a read finds at once
+but bytes is not told within it: READ is armed, and the event of a dead socket comes surely.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ FIRST_TARGET: Final = 8192
 SMALL_READS: Final = 32
 AT_ONCE: Final = 1 << 20
 """Bytes that one event reads at most before others have their turn."""
+
+LACKS: Final = frozenset({errno.ENOBUFS, errno.ENOMEM})
+"""The system is short of memory, which says nothing of the connection."""
 
 _OK: Final = Status.OK
 
@@ -167,9 +170,10 @@ class ReadingHalf(Operations):
                 self._memory.put_back(block)
                 return None
             except OSError as error:
-                if self._broken is None:
-                    self._broken = Status.from_errno(error.errno or errno.EIO, "reading")
-                n = 0
+                self._memory.put_back(block)
+                self._eager = True
+                status = self._cannot_read(error)
+                return _OK if buffer._length else status
             if not n:
                 self._memory.put_back(block)
                 self._eager = True  # after bytes, the next read finds the end at once
@@ -202,9 +206,16 @@ class ReadingHalf(Operations):
         except BlockingIOError:
             return None
         except OSError as error:
-            if self._broken is None:
-                self._broken = Status.from_errno(error.errno or errno.EIO, "reading")
+            return self._cannot_read(error)
         return ENDED if self._broken is None else self._broken
+
+    def _cannot_read(self, error: OSError) -> Status:
+        number = error.errno or errno.EIO
+        if number in LACKS:
+            return Status.from_errno(number, "reading")
+        if self._broken is None:
+            self._broken = Status.from_errno(number, "reading")
+        return self._broken
 
     def _aim_at(self, size: int) -> None:
         """The size of the next block."""

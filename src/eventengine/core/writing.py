@@ -4,7 +4,8 @@ A write is tried at once. When the turn's budget is spent, one that is done repo
 for a socket is writable again only when its peer has read, and all was handed over already.
 
 An error is kept in `_unwritable` for all later writes, and for the read that finds the socket at its end, for the
-kernel reports one once, to whichever call comes first. EPIPE says nothing about the other direction.
+kernel reports one once, to whichever call comes first. EPIPE says nothing about the other direction, nor does a lack of
+memory; but after either nothing is written any more, for a part may have gone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from eventengine.core.host import WRITE
 from eventengine.core.operations import CLOSED, LENT, WRITE_OUTSTANDING, OnDone, check_write
-from eventengine.core.reading import ReadingHalf
+from eventengine.core.reading import LACKS, ReadingHalf
 from eventengine.core.telemetry import Telling
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
@@ -153,7 +154,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         self._loop.run_callback(on_writable, status)
 
     def _report(self) -> None:
-        if self._is_done and self._on_writable is not None:  # else a close or a fault has reported
+        if self._is_done and self._on_writable is not None:  # else a close has reported
             self._finish_write(_OK)
             self._rest()
 
@@ -208,7 +209,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
     def _fail(self, error: OSError) -> Status:
         number = error.errno or errno.EIO
         self._unwritable = Status.from_errno(number, "writing")
-        if number != errno.EPIPE and self._broken is None:
+        if number != errno.EPIPE and number not in LACKS and self._broken is None:
             self._broken = Status.from_errno(number, "reading")
         return self._unwritable
 
