@@ -20,11 +20,12 @@ from eventengine import (
     ResourceQuota,
     SliceBuffer,
     Status,
+    StatusError,
     WriteEvent,
 )
 from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.poller import PrivatePoller
-from eventengine.engine import Endpoint
+from eventengine.engine import Endpoint, HalfCloseable, SupportsFileDescriptor
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import app, engine, ledger, nothing_is_left, quota
 from eventengine.testing.oracle import OracleServer, pattern, receive
@@ -259,6 +260,75 @@ def test_sends_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order
                 with faults.at(site, failing(errno.EAGAIN)):
                     assert write_by(app, endpoint, site, parts).result().ok
                     assert receive(peer, 9000) == b"".join(parts)
+
+
+def test_a_descriptor_that_cannot_be_watched_fails_what_waits_for_it_and_nothing_after(
+    app: Application, faults: Faults
+) -> None:
+    """What the system refuses once it may grant the next time."""
+    for site in watching_sites(app.engine):
+        for number in (errno.ENOMEM, errno.ENOSPC):
+            with (
+                OracleServer() as server,
+                closing(app.connect(server.address)) as endpoint,
+                server.accept() as peer,
+            ):
+                with faults.at(site, failing(number)):
+                    assert said(app.read(endpoint, SliceBuffer())) == told(number), site
+                peer.sendall(b"data")
+                assert app.receive(endpoint, 4) == b"data"
+                size = 8 << 20
+                on_read = app.start_read(endpoint, buffer := SliceBuffer())
+                # More than the kernel takes at once, so that it is watched for writing, too.
+                on_writable = app.start_write(endpoint, bytes(size))
+                assert receive(peer, size) == bytes(size)
+                assert on_writable.result().ok
+                peer.sendall(b"more")
+                assert on_read.result().ok
+                assert bytes(buffer) == b"more"
+
+
+def test_a_descriptor_that_cannot_be_watched_for_more_fails_the_write_and_the_read(
+    app: Application, faults: Faults
+) -> None:
+    assert isinstance(app.engine, HostedEventEngine)
+    private = isinstance(app.engine._loop.poller, PrivatePoller)
+    site = "core.poller PrivatePoller._change modify" if private else "core.poller HostPoller._change watch"
+    with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+        on_read = app.start_read(endpoint, buffer := SliceBuffer())
+        app.on_loop(lambda: None)
+        app.on_loop(lambda: None)
+        with faults.at(site, failing(errno.ENOMEM)):
+            on_writable = app.start_write(endpoint, bytes(32 << 20))
+            assert said(on_writable.result()) == told(errno.ENOMEM)
+            assert said(on_read.result()) == told(errno.ENOMEM)
+        assert said(app.write(endpoint, b"after a part of what was before")) == told(errno.ENOMEM)
+        on_read = app.start_read(endpoint, buffer)
+        peer.sendall(b"data")
+        assert on_read.result().ok
+        assert bytes(buffer) == b"data"
+
+
+def test_what_fails_on_the_way_leaves_the_endpoint_as_it_was(app: Application, faults: Faults) -> None:
+    with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
+        closable = endpoint.query_extension(HalfCloseable)
+        described = endpoint.query_extension(SupportsFileDescriptor)
+        assert closable is not None
+        assert described is not None
+        with (
+            faults.at("core.endpoint SocketEndpoint.release dup", failing(errno.EMFILE)),
+            pytest.raises(StatusError) as raised,
+        ):
+            described.release()
+        assert said(raised.value.status) == told(errno.EMFILE)
+        assert _told_of(app, endpoint, faults) == [(WriteEvent.SENDMSG, {})]
+        assert receive(peer, 4) == b"data"
+        with faults.at("core.writing WritingHalf._shut_down_writing shutdown", failing(errno.ENOTCONN)):
+            closable.close_write()
+            app.on_loop(lambda: None)
+            app.on_loop(lambda: None)
+        peer.sendall(b"more")
+        assert app.receive(endpoint, 4) == b"more"
 
 
 def _told_of(app: Application, endpoint: Endpoint, faults: Faults) -> list[tuple[WriteEvent, dict[str, float]]]:

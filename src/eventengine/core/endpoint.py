@@ -148,7 +148,9 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
         status = Status.from_errno(error.errno or errno.EIO, "watching the socket")
         if self._on_read is not None:
             self._finish_read(status)
-        if self._on_writable is not None:
+        if self._on_writable is not None and not self._is_done:
+            self._out.clear()  # of which a part may have gone: nothing can be written after it
+            self._unwritable = status
             self._finish_write(status)
         self._rest()
 

@@ -201,7 +201,11 @@ class PrivatePoller(Poller):
         if not have:
             self._epoll.register(fd, mask)
             if self._host is not None and not self.interest:
-                self._host.watch(self._epoll.fileno(), READ, self._on_host_ready)
+                try:
+                    self._host.watch(self._epoll.fileno(), READ, self._on_host_ready)
+                except BaseException:
+                    self._epoll.unregister(fd)  # or it could not be registered again
+                    raise
         elif events:
             self._epoll.modify(fd, mask)
         else:
