@@ -310,7 +310,7 @@ class ListenerSupportsFileDescriptor:
         Raises:
             TypeError, ValueError: It is no listening stream socket of TCP, unix or vsock. It stays the caller's, as it
                 does whenever this raises.
-            StatusError: FAILED_PRECONDITION after `start`.
+            StatusError: FAILED_PRECONDITION after `start`; else why the system does not hand it over.
             ClosedResourceError: This listener was closed.
 
         May be called from any thread.

@@ -10,6 +10,8 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from eventengine.address import ResolvedAddress
 from eventengine.core.sockets import Listening
@@ -27,41 +29,47 @@ def take_connection(given: socket.socket | int) -> tuple[socket.socket, Resolved
 
     Raises TypeError or ValueError for what is none, StatusError for one whose connection has ended.
     """
-    looked_at = _look_at(given)
-    try:
+    with _status_for(given), _looking_at(given) as looked_at:
         what = _check(looked_at)
         if looked_at.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"{what} listens; a listener adopts it (ListenerSupportsFileDescriptor)")
-        try:
-            peer = ResolvedAddress(looked_at.family, looked_at.getpeername())
-        except OSError as error:
-            raise StatusError(Status.from_errno(error.errno or errno.EIO, f"taking over {what}")) from None
-    finally:
-        looked_at.detach()
-    return _take(given, socket.socket(fileno=_number_of(given))), peer
+        peer = ResolvedAddress(looked_at.family, looked_at.getpeername())
+        return _take(given, socket.socket(fileno=_number_of(given))), peer
 
 
-def take_listening(given: socket.socket | int) -> socket.socket:
-    """A listening stream socket, or its descriptor, as a socket of ours: non-blocking, not inherited.
+def take_listening(given: socket.socket | int) -> tuple[socket.socket, ResolvedAddress]:
+    """A listening stream socket, or its descriptor, as a socket of ours: non-blocking, not inherited. With where it
+    listens.
 
-    Raises TypeError or ValueError for what is none.
+    Raises TypeError or ValueError for what is none, StatusError where the system refuses.
     """
-    looked_at = _look_at(given)
-    try:
+    with _status_for(given), _looking_at(given) as looked_at:
         what = _check(looked_at)
         if not looked_at.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError(f"{what} does not listen; call listen() on it before")
         family = looked_at.family
-    finally:
-        looked_at.detach()
-    return _take(given, Listening(family, socket.SOCK_STREAM, _number_of(given)))
+        address = ResolvedAddress(family, looked_at.getsockname())
+        return _take(given, Listening(family, socket.SOCK_STREAM, _number_of(given))), address
+
+
+@contextmanager
+def _status_for(given: socket.socket | int) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"the socket with descriptor {_number_of(given)}"
+        raise StatusError(Status.from_errno(error.errno or errno.EIO, f"taking over {what}")) from None
 
 
 def _take(given: socket.socket | int, sock: socket.socket) -> socket.socket:
+    try:
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    except OSError:
+        sock.detach()  # it stays the caller's
+        raise
     if isinstance(given, socket.socket):
         given.detach()
-    sock.setblocking(False)
-    sock.set_inheritable(False)
     return sock
 
 
@@ -69,8 +77,17 @@ def _number_of(given: socket.socket | int) -> int:
     return given.fileno() if isinstance(given, socket.socket) else given
 
 
+@contextmanager
+def _looking_at(given: object) -> Generator[socket.socket]:
+    """A second object for the same descriptor, which is detached again."""
+    looked_at = _look_at(given)
+    try:
+        yield looked_at
+    finally:
+        looked_at.detach()
+
+
 def _look_at(given: object) -> socket.socket:
-    """A second object for the same descriptor, to be detached again."""
     if isinstance(given, ssl.SSLSocket):
         raise TypeError("an SSLSocket does its TLS itself; give the plain socket, and do TLS over the endpoint")
     if isinstance(given, socket.socket):

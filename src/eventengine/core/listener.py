@@ -58,17 +58,23 @@ OnAccept = Callable[[Endpoint, MemoryAllocator], object]
 class _ListeningSocket:
     """One bound socket; `local` is its address where accepted connections have the same."""
 
-    __slots__ = ("_acceptor", "fd", "file", "hands_down_nothing", "local", "sock")
+    __slots__ = ("_acceptor", "fd", "file", "hands_down_nothing", "local", "port", "sock")
 
     def __init__(
-        self, acceptor: Acceptor, sock: socket.socket, file: UnixFile | None, *, is_adopted: bool = False
+        self,
+        acceptor: Acceptor,
+        sock: socket.socket,
+        address: ResolvedAddress,
+        file: UnixFile | None,
+        *,
+        is_adopted: bool = False,
     ) -> None:
         self._acceptor = acceptor
         self.sock = sock
         self.fd = sock.fileno()
         self.file = file
         self.hands_down_nothing = is_adopted or not options_are_inherited(sock.family)
-        address = ResolvedAddress(sock.family, sock.getsockname())
+        self.port = address.port
         self.local = None if address.is_wildcard else address.normalized()
 
     def on_readable(self) -> None:
@@ -160,7 +166,7 @@ class Acceptor:
                 number = error.errno or errno.EIO
                 raise StatusError(Status.from_errno(number, f"binding {address}")) from None
             self._sockets += added
-            port = ResolvedAddress(address.family, added[0].sock.getsockname()).port
+            port = added[0].port
             if inet and not self._port:
                 self._port = port
             return port
@@ -174,12 +180,11 @@ class Acceptor:
                 raise StatusError(Status(StatusCode.FAILED_PRECONDITION, "adopt must come before start"))
             if given in [listening.fd for listening in self._sockets]:
                 raise ValueError(f"descriptor {given} was adopted already")
-            listening = _ListeningSocket(self, take_listening(given), None, is_adopted=True)
+            listening = _ListeningSocket(self, *take_listening(given), None, is_adopted=True)
             self._sockets.append(listening)
-            port = ResolvedAddress(listening.sock.family, listening.sock.getsockname()).port
             if not self._port and listening.sock.family in (socket.AF_INET, socket.AF_INET6):
-                self._port = port
-            return port
+                self._port = listening.port
+            return listening.port
 
     def _bind_one(self, address: ResolvedAddress, *, dual_stack: bool = False) -> _ListeningSocket:
         return _ListeningSocket(self, *bind_and_listen(address, self._config, dual_stack=dual_stack))
@@ -196,7 +201,7 @@ class Acceptor:
                 return [self._bind_one(v4)]
             raise
         try:
-            return [v6, self._bind_one(v4.with_port(v6.sock.getsockname()[1]))]
+            return [v6, self._bind_one(v4.with_port(v6.port))]
         except BaseException:
             v6.close()
             raise

@@ -105,8 +105,8 @@ class UnixFile:
 
 def bind_and_listen(
     address: ResolvedAddress, config: EndpointConfig, *, dual_stack: bool = False
-) -> tuple[socket.socket, UnixFile | None]:
-    """A socket that listens on `address`. Raises OSError, or what the hook raised.
+) -> tuple[socket.socket, ResolvedAddress, UnixFile | None]:
+    """A socket that listens on `address`, and where it does. Raises OSError, or what the hook raised.
 
     With `dual_stack` an IPv6 socket takes IPv4 connections too, else it never does.
     """
@@ -126,12 +126,13 @@ def bind_and_listen(
         if path is not None:
             file = UnixFile(path)
         sock.listen(config.backlog)
+        bound = ResolvedAddress(address.family, sock.getsockname())
     except BaseException:
         sock.close()
         if file is not None:
             file.remove()
         raise
-    return sock, file
+    return sock, bound, file
 
 
 def _remove_stale(path: str) -> None:
