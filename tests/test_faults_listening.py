@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_a_connection_that_breaks_before_it_is_accepted_and_a_lack_of_anything_l
     """With and without a limit on connections, of which no place is lost."""
     numbers = (
         errno.EAGAIN, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT, errno.ENETUNREACH,
-        errno.EHOSTUNREACH, errno.ENETDOWN, *EXHAUSTED,
+        errno.EHOSTUNREACH, errno.ENETDOWN, errno.EINVAL, errno.EBADF, *EXHAUSTED,
     )  # fmt: skip
     for places in (None, 1):
         quota = ResourceQuota("places", connections=places)
@@ -177,6 +178,35 @@ def test_a_connection_that_breaks_before_it_is_accepted_and_a_lack_of_anything_l
         accepting.close()
         app.on_loop(lambda: None)
         assert quota.connections.used == 0
+
+
+def test_a_listening_socket_that_fails_for_good_does_not_keep_the_loop_busy(
+    app: Application, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_listener, "PAUSE", 1000.0)
+    calls: list[int] = []
+
+    def counted(real: Action, *args: Any) -> Any:
+        calls.append(1)
+        return real(*args)
+
+    faults.whenever(ACCEPT, counted)
+    with socket.socket() as given:
+        given.bind(("127.0.0.1", 0))
+        given.listen()
+        twin = given.dup()
+        adopting, on_shutdown = new_listener(app)
+        by_descriptor = adopting.query_extension(ListenerSupportsFileDescriptor)
+        assert by_descriptor is not None
+        by_descriptor.adopt(given)
+    adopting.start()
+    with twin:
+        twin.shutdown(socket.SHUT_RDWR)
+        for _ in range(100):
+            app.on_loop(lambda: None)
+    assert len(calls) < 5
+    adopting.close()
+    assert on_shutdown.result().ok
 
 
 def test_a_connection_that_cannot_be_set_up_is_closed_and_its_place_given_back(

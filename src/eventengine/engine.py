@@ -452,8 +452,8 @@ class EventEngine(ABC):
             memory_allocator_factory: A `ResourceQuota`, as a rule; with a limit on connections, what lies beyond it
                 stays in the backlog. Any other is called twice for each connection.
 
-        When there is no file descriptor left, the listener tries again after a pause; connections wait in the
-        backlog.
+        When there is no file descriptor left, or the listening socket fails, the listener tries again after a pause;
+        connections wait in the backlog.
 
         Raises TypeError for arguments of another type, ClosedResourceError after close. May be called from any
         thread.

@@ -48,9 +48,19 @@ __all__ = ["Acceptor", "OnAccept", "SocketListener"]
 
 ACCEPTS_PER_EVENT: Final = 64
 PAUSE: Final = 1.0
-"""Seconds until the next try when there are no file descriptors or buffers, as in gRPC's posix listener."""
+"""Seconds until the next try when there are no file descriptors or buffers, as in gRPC's posix listener, or the socket
+fails."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_OF_ONE_CONNECTION: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "ENETDOWN", "ENETUNREACH", "ENONET",
+        "ENOPROTOOPT", "EOPNOTSUPP", "EPERM", "EPROTO", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+"""What accept(2) tells of a connection that broke before it was accepted."""
 
 OnAccept = Callable[[Endpoint, MemoryAllocator], object]
 
@@ -299,12 +309,14 @@ class Acceptor:
             except OSError as error:
                 if self._is_limited:
                     self._give_place_back()
-                if error.errno in _EXHAUSTED:
-                    self.pause(PAUSE)
-                    return
                 if isinstance(error, BlockingIOError):
                     return
-                continue  # the connection broke before it was accepted (ECONNABORTED and the like, accept(2))
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                if error.errno not in _EXHAUSTED:  # a socket that fails for good, as one that was shut down
+                    self._loop.host.log_exception("a listener cannot accept, and will try again", error)
+                self.pause(PAUSE)
+                return
             if places is not None and not self._is_limited:
                 places.add()
             try:
