@@ -21,7 +21,7 @@ from eventengine.engine import ListenerSupportsFileDescriptor
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.oracle import OracleServer, connect, receive_all, somewhere
 from eventengine.testing.scenes import unix_address
-from faults import Action, Faults, calling_and, failing, returning
+from faults import Action, Faults, calling_and, failing, returning, sites_of
 from test_faults import (
     EXHAUSTED,
     app,
@@ -354,3 +354,23 @@ def test_addresses_are_put_in_order_though_no_socket_can_be_had(faults: Faults) 
     ):
         with faults.at(site, failing(number)):
             assert source_of(address) is None
+
+
+NO_FAULT = {
+    "core.inherited _look_at fstat": "the one error of an open descriptor is that it is none, which test_inherited has",
+    "core.poller HostPoller._change unwatch": "a Host's unwatch does not fail; see its docstring",
+    "core.poller HostPoller._on_ready unwatch": "the same",
+    "core.poller PrivatePoller._change unwatch": "the same",
+    "core.poller PrivatePoller._on_host_ready watch": "after an interrupt, for what was watched before",
+    "core.threaded ThreadHost.__init__ set_blocking": "nothing refuses it for a pipe that was just made",
+    "core.threaded ThreadHost._close_pipe close": "nothing refuses it for a pipe",
+}
+
+
+def test_every_call_of_the_system_has_a_fault_here_or_a_reason() -> None:
+    here = "\n".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_faults*.py"))
+    sites = sites_of("core", "bridges", "resolvers", "tls")
+    assert len(sites) > 50
+    without = {site for site in sites if f'"{site}"' not in here}
+    assert without == set()
+    assert set(NO_FAULT) <= sites

@@ -151,7 +151,7 @@ def endpoint_from_iostream(loop: Loop, stream: object, allocator: MemoryAllocato
         raise BusyResourceError(f"a {what} is outstanding on the stream; wait for it first")
     sock = _socket_of(stream)
     try:
-        peer = sock.getpeername()
+        peer, local = sock.getpeername(), sock.getsockname()
     except OSError as error:
         raise StatusError(Status.from_errno(error.errno or errno.EIO, "borrowing a stream")) from None
     family = sock.family
@@ -160,6 +160,6 @@ def endpoint_from_iostream(loop: Loop, stream: object, allocator: MemoryAllocato
         loop,
         _Port(stream),
         ResolvedAddress(family, peer).normalized(),
-        ResolvedAddress(family, sock.getsockname()).normalized(),
+        ResolvedAddress(family, local).normalized(),
         allocator.memory,
     )

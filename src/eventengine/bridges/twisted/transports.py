@@ -189,7 +189,7 @@ class Charged(_Base):
             self._settle()
 
     def doWrite(self) -> Any:
-        if self._left:
+        if self._left and self._failure is None:
             self._send_some()
             self._settle()
         if self._failure is not None:
