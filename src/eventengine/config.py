@@ -23,7 +23,8 @@ class EndpointConfig:
         keepalive_interval: Seconds between probes, TCP_KEEPINTVL.
         keepalive_count: Probes without an answer that end the connection, TCP_KEEPCNT.
         user_timeout: Seconds that sent bytes may stay unacknowledged before the connection ends with ETIMEDOUT,
-            TCP_USER_TIMEOUT (RFC 5482).
+            TCP_USER_TIMEOUT (RFC 5482). On Linux so does one whose peer takes nothing for so long, though bytes wait
+            for it: a reader that pauses is cut, too.
         send_buffer_size: Bytes, SO_SNDBUF; Linux doubles the number.
         receive_buffer_size: Bytes, SO_RCVBUF; set before connecting or listening, so that the window follows it.
         dscp: Differentiated services code point of 0-63 (RFC 2474), for IP_TOS and IPV6_TCLASS.
