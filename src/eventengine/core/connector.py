@@ -138,7 +138,7 @@ class Attempt:
         if self._dropped:
             return
         try:
-            self._sock = make_socket(self._address.family, self._config)
+            self._sock = make_socket(self._address.family, self._config, self._loop.host.new_socket)
         except OSError as error:
             self._fail(Status.from_errno(error.errno or errno.EIO, f"making a socket for {self._address}"))
             return

@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.host import READ, WRITE
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from eventengine.core.loop import Loop
 
 __all__ = ["SocketEndpoint"]
+
+E = TypeVar("E")
 
 
 class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
@@ -62,6 +64,11 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
 
     def telemetry_info(self) -> SocketTelemetry:
         return telemetry_of(self._local.family)
+
+    def query_extension(self, extension: type[E]) -> E | None:
+        if extension is SupportsFileDescriptor and not self._loop.host.has_system_sockets:
+            return None
+        return super().query_extension(extension)
 
     def fileno(self) -> int:
         if self._closed:

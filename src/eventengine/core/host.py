@@ -14,11 +14,12 @@ Rules for who implements one:
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["READ", "WRITE", "Host", "TurnedPoller"]
+__all__ = ["READ", "WRITE", "Host", "ListeningSocket", "TurnedPoller"]
 
 READ: Final = 1
 """The descriptor can be read, or has failed or ended."""
@@ -43,6 +44,17 @@ class TurnedPoller(Protocol):
     def arm(self, fd: int, events: int, owner: Watcher) -> None: ...
 
 
+class ListeningSocket(socket.socket):
+    """`accept` looks at these two for each connection, and the standard library makes enums of both each time."""
+
+    __slots__ = ("family", "type")
+
+    def __init__(self, family: int, kind: int, fileno: int | None = None) -> None:
+        super().__init__(family, kind, fileno=fileno)
+        self.family = socket.AddressFamily(family)  # type: ignore[misc]  # a property there
+        self.type = socket.SOCK_STREAM  # type: ignore[misc]
+
+
 class Host(ABC):
     """A loop, seen through the few things that an engine needs of it."""
 
@@ -57,6 +69,10 @@ class Host(ABC):
 
     clock_lag: float = 0.0
     """Seconds by which `time` may be behind the true time, for a clock that is coarse or cached."""
+
+    has_system_sockets: bool = True
+    """Whether sockets are the system's, which have descriptors and, where they have a path, files. A host that brings a
+    network of its own makes them by `new_socket` and `new_listening_socket`."""
 
     @property
     @abstractmethod
@@ -93,6 +109,14 @@ class Host(ABC):
     @abstractmethod
     def unwatch(self, fd: int) -> None:
         """Ends `watch`. Does nothing for an `fd` that is not watched."""
+
+    def new_socket(self, family: int, kind: int) -> socket.socket:
+        """A socket, as `socket.socket(family, kind)`, whose `fileno` can be watched. Any thread."""
+        return socket.socket(family, kind)
+
+    def new_listening_socket(self, family: int, kind: int) -> socket.socket:
+        """The same for one that is to listen."""
+        return ListeningSocket(family, kind)
 
     @abstractmethod
     def log_exception(self, message: str, error: BaseException) -> None:

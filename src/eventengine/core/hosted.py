@@ -44,7 +44,7 @@ from eventengine.engine import (
     TaskHandle,
 )
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
-from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusError
+from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 
 __all__ = ["HostedEventEngine", "check_allocator"]
 
@@ -238,6 +238,8 @@ class HostedEventEngine(EventEngine):
         if config is not None:
             _check_type("config", config, EndpointConfig)
         self._check_open()
+        if not self._loop.host.has_system_sockets:
+            raise StatusError(Status(StatusCode.UNIMPLEMENTED, "the sockets of this engine have no descriptors"))
         sock, peer = take_connection(given)
         try:
             if config is not None:

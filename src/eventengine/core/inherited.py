@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from eventengine.address import ResolvedAddress
-from eventengine.core.sockets import Listening
+from eventengine.core.host import ListeningSocket
 from eventengine.status import Status, StatusError
 
 __all__ = ["take_connection", "take_listening"]
@@ -49,7 +49,7 @@ def take_listening(given: socket.socket | int) -> tuple[socket.socket, ResolvedA
             raise ValueError(f"{what} does not listen; call listen() on it before")
         family = looked_at.family
         address = ResolvedAddress(family, looked_at.getsockname())
-        return _take(given, Listening(family, socket.SOCK_STREAM, _number_of(given))), address
+        return _take(given, ListeningSocket(family, socket.SOCK_STREAM, _number_of(given))), address
 
 
 @contextmanager

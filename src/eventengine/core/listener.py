@@ -26,7 +26,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
@@ -61,6 +61,8 @@ _OF_ONE_CONNECTION: Final = frozenset(
     if hasattr(errno, name)
 )  # fmt: skip
 """What accept(2) tells of a connection that broke before it was accepted."""
+
+E = TypeVar("E")
 
 OnAccept = Callable[[Endpoint, MemoryAllocator], object]
 
@@ -152,7 +154,7 @@ class Acceptor:
         self._started = self._closed = self._paused = False
         self._pause_timer: TaskHandle | None = None
         self._running = 0
-        loop.listeners.add(self)
+        loop.listeners[self] = None
 
     def bind(self, address: ResolvedAddress) -> int:
         """See `Listener.bind`. Any thread."""
@@ -184,6 +186,8 @@ class Acceptor:
     def adopt(self, given: socket.socket | int) -> int:
         """See `ListenerSupportsFileDescriptor.adopt`. Any thread."""
         self._check_not_forked()
+        if not self.has_descriptors:
+            raise StatusError(Status(StatusCode.UNIMPLEMENTED, "the sockets of this engine have no descriptors"))
         with self._lock:
             self._check_open()
             if self._started:
@@ -197,7 +201,9 @@ class Acceptor:
             return listening.port
 
     def _bind_one(self, address: ResolvedAddress, *, dual_stack: bool = False) -> _ListeningSocket:
-        return _ListeningSocket(self, *bind_and_listen(address, self._config, dual_stack=dual_stack))
+        return _ListeningSocket(
+            self, *bind_and_listen(self._loop.host, address, self._config, dual_stack=dual_stack)
+        )
 
     def _bind_wildcard(self, address: ResolvedAddress) -> list[_ListeningSocket]:
         """One dual-stack socket; where the system has none, one for IPv6 and one for IPv4, or what there is of them."""
@@ -253,6 +259,10 @@ class Acceptor:
     @property
     def is_closed(self) -> bool:
         return self._closed
+
+    @property
+    def has_descriptors(self) -> bool:
+        return self._loop.host.has_system_sockets
 
     def _check_not_forked(self) -> None:
         if self._loop.is_forked:
@@ -367,7 +377,7 @@ class Acceptor:
         for listening in self._sockets:
             self._loop.poller.forget(listening.fd)
             listening.close()
-        self._loop.listeners.discard(self)
+        self._loop.listeners.pop(self, None)
         with self._lock:
             self._sockets = []
             last = not self._running
@@ -394,6 +404,11 @@ class SocketListener(Listener, ListenerSupportsFileDescriptor):
                 f"bind needs a ResolvedAddress, not {type(address).__name__}; see ResolvedAddress.parse"
             )
         return self._acceptor.bind(address)
+
+    def query_extension(self, extension: type[E]) -> E | None:
+        if extension is ListenerSupportsFileDescriptor and not self._acceptor.has_descriptors:
+            return None
+        return super().query_extension(extension)
 
     def adopt(self, listening: socket.socket | int) -> int:
         return self._acceptor.adopt(listening)

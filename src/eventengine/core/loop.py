@@ -93,7 +93,7 @@ class Loop:
         self.run_callback = self.callbacks.run
         self.calls_back_here = self.callbacks.block_polling
         self.endpoints: dict[int, weakref.ref[Operations]] = {}
-        self.listeners: set[Acceptor] = set()
+        self.listeners: dict[Acceptor, None] = {}  # closed in their order
         if private_poller is None:
             private_poller = host.can_watch_epoll and has_private_poller()
         self.poller: Poller = PrivatePoller(self) if private_poller else HostPoller(self)

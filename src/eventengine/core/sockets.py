@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
+from eventengine.core.host import Host
 
-__all__ = ["Listening", "UnixFile", "bind_and_listen", "make_socket", "options_are_inherited", "set_options"]
+__all__ = ["UnixFile", "bind_and_listen", "make_socket", "options_are_inherited", "set_options"]
 
 _IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -23,20 +24,7 @@ def options_are_inherited(family: int) -> bool:
     return sys.platform == "linux" and family in _IP_FAMILIES
 
 
-class Listening(socket.socket):
-    """`accept` looks at these two for each connection, and the standard library makes enums of both each time."""
-
-    __slots__ = ("family", "type")
-
-    def __init__(self, family: int, kind: int, fileno: int | None = None) -> None:
-        super().__init__(family, kind, fileno=fileno)
-        self.family = socket.AddressFamily(family)  # type: ignore[misc]  # a property there
-        self.type = socket.SOCK_STREAM  # type: ignore[misc]
-
-
-def make_socket(
-    family: int, config: EndpointConfig, make: Callable[[int, int], socket.socket] = socket.socket
-) -> socket.socket:
+def make_socket(family: int, config: EndpointConfig, make: Callable[[int, int], socket.socket]) -> socket.socket:
     """A non-blocking stream socket with the options of `config`. Raises OSError, or what the hook raised."""
     sock = make(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
     try:
@@ -104,13 +92,13 @@ class UnixFile:
 
 
 def bind_and_listen(
-    address: ResolvedAddress, config: EndpointConfig, *, dual_stack: bool = False
+    host: Host, address: ResolvedAddress, config: EndpointConfig, *, dual_stack: bool = False
 ) -> tuple[socket.socket, ResolvedAddress, UnixFile | None]:
     """A socket that listens on `address`, and where it does. Raises OSError, or what the hook raised.
 
     With `dual_stack` an IPv6 socket takes IPv4 connections too, else it never does.
     """
-    sock = make_socket(address.family, config, Listening)
+    sock = make_socket(address.family, config, host.new_listening_socket)
     file = None
     try:
         if address.family in _IP_FAMILIES:
@@ -119,7 +107,7 @@ def bind_and_listen(
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if address.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
-        path = address.sockaddr if isinstance(address.sockaddr, str) else None
+        path = address.sockaddr if isinstance(address.sockaddr, str) and host.has_system_sockets else None
         if path is not None:
             _remove_stale(path)
         sock.bind(address.sockaddr)
