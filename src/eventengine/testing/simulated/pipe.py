@@ -20,9 +20,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from eventengine.testing.simulated.sockets import SimulatedSocket
+
 if TYPE_CHECKING:
     from eventengine.testing.simulated.network import SimulatedNetwork
-    from eventengine.testing.simulated.sockets import SimulatedSocket
 
 __all__ = ["Connection", "Pipe"]
 
@@ -131,7 +132,7 @@ class Pipe:
 
     def _arrive_reset(self) -> None:
         self._simulation.note(self.label, "a reset arrives")
-        self.target.break_with(errno.EPIPE if self.ended else errno.ECONNRESET)
+        self.target.on_reset()
 
 
 class Connection:
@@ -155,23 +156,23 @@ class Connection:
 
     def reset(self) -> None:
         """Both ends are told that the connection was reset; what was under way is lost."""
-        self.fail(errno.ECONNRESET)
+        self._end("is reset at both ends", SimulatedSocket.on_reset)
 
     def fail(self, number: int) -> None:
         """Both ends are told this errno, such as `errno.ETIMEDOUT`; what was under way is lost."""
-        with self.network.lock:
-            self.is_cut = True
-            self.network.simulation.note(self.label, f"{errno.errorcode.get(number, number)} at both ends")
-            for end in self._ends:
-                end.break_with(number)
+        name = errno.errorcode.get(number, str(number))
+        self._end(f"{name} at both ends", lambda end: end.break_with(number))
 
     def cut(self) -> None:
         """Nothing arrives any more, and nobody is told but by keepalive probes and TCP_USER_TIMEOUT."""
+        self._end("is cut", SimulatedSocket.on_cut)
+
+    def _end(self, what: str, tell: Callable[[SimulatedSocket], object]) -> None:
         with self.network.lock:
             self.is_cut = True
-            self.network.simulation.note(self.label, "is cut")
+            self.network.simulation.note(self.label, what)
             for end in self._ends:
-                end.on_cut()
+                tell(end)
 
     def hold(self) -> None:
         """What is under way waits for `release`."""

@@ -193,9 +193,10 @@ class SimulatedSocket(socket.socket):
             _fail(errno.EBADF if self.is_closed else errno.ENOTCONN)
         if self.incoming.arrived:
             return True
-        self._tell_error()
-        if not self.incoming.ended and not self._broken:
-            _fail(errno.EAGAIN)
+        if not self.incoming.ended:  # after an end, Linux tells readers no other
+            self._tell_error()
+            if not self._broken:
+                _fail(errno.EAGAIN)
         return False
 
     def shutdown(self, how: int, /) -> None:
@@ -243,6 +244,10 @@ class SimulatedSocket(socket.socket):
 
     def touch(self) -> None:
         self.network.simulation.touch(self.number)
+
+    def on_reset(self) -> None:
+        """After the end of its stream, a reset can only be news for who writes."""
+        self.break_with(errno.EPIPE if self.incoming.ended else errno.ECONNRESET)
 
     def break_with(self, number: int) -> None:
         if not self.is_closed and not self._broken:
