@@ -284,6 +284,19 @@ def test_a_quota_that_fills_by_script_holds_the_reader_back_until_there_is_room(
         sink.close()
 
 
+def test_an_end_is_told_though_the_quota_is_full() -> None:
+    quota = ResourceQuota("small", memory="64KiB")
+    with SimulatedEventEngine() as engine:
+        sink = Sink(engine, quota=quota)
+        client = connected(engine)
+        engine.run_until(lambda: sink.streams)
+        engine.network.fill_quotas(8.0)
+        client.close()
+        engine.run_until(lambda: sink.ends)
+        assert engine.now == 0.0
+        sink.close()
+
+
 def test_a_quota_that_fills_by_chance_loses_nothing() -> None:
     quota = ResourceQuota("small", memory="64KiB")
     data = bytes(range(256)) * 800
