@@ -247,6 +247,18 @@ def test_keepalive_finds_a_half_open_connection() -> None:
         sink.close()
 
 
+def test_a_half_open_connection_that_was_closed_leaves_nothing_to_wait_for() -> None:
+    with SimulatedEventEngine() as engine:
+        sink = Sink(engine, config=EndpointConfig(keepalive=True))
+        client = connected(engine)
+        engine.run_until(lambda: sink.streams)
+        engine.network.connections[0].cut()
+        client.close()
+        sink.close()
+        engine.run_until_idle()
+        assert engine.now == 0.0
+
+
 def test_the_user_timeout_finds_a_half_open_connection_when_something_was_written() -> None:
     with SimulatedEventEngine() as engine:
         sink = Sink(engine)

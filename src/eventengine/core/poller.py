@@ -146,9 +146,8 @@ class HostPoller(Poller):
 
     def _on_ready(self, fd: int, events: int) -> None:
         with self._loop:
-            dropped = events == READ | WRITE or _has_failed(
-                fd
-            )  # to be asked first: the system tells of an error once
+            # To be asked first: the system tells of an error once.
+            dropped = events == READ | WRITE or (self._loop.host.has_system_sockets and _has_failed(fd))
             self.dispatch(fd, events)
             if dropped and (interest := self.interest.get(fd, 0)):  # rule 6
                 self._loop.host.unwatch(fd)

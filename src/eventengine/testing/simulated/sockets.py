@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from eventengine.testing.simulated.network import SimulatedNetwork
     from eventengine.testing.simulated.pipe import Pipe
     from eventengine.testing.simulated.places import Place
+    from eventengine.testing.simulated.simulation import Event
 
 __all__ = ["SimulatedSocket"]
 
@@ -51,6 +52,7 @@ class SimulatedSocket(socket.socket):
         self.write_ended = False
         self._broken = False
         self._error = 0
+        self._time_outs: list[Event] = []
         self.backlog = 0
         self.queue: deque[SimulatedSocket] = deque()  # connections that were made and not accepted
         self.waiting: deque[SimulatedSocket] = deque()  # those that have no place there yet
@@ -213,6 +215,8 @@ class SimulatedSocket(socket.socket):
                 return
             self.is_closed = self._closed = True
             self.network.forget(self)
+            for time_out in self._time_outs:
+                time_out.cancel()
             if self.state == "connected":
                 linger = self._options.get((socket.SOL_SOCKET, socket.SO_LINGER), struct.pack("ii", 0, 0))
                 if not self._broken:
@@ -274,7 +278,7 @@ class SimulatedSocket(socket.socket):
 
     def _time_out_after(self, seconds: float) -> None:
         simulation = self.network.simulation
-        simulation.call_at(simulation.now + seconds, self._time_out)
+        self._time_outs.append(simulation.call_at(simulation.now + seconds, self._time_out))
 
     def _time_out(self) -> None:
         with self.network.lock:
