@@ -133,6 +133,8 @@ class SimulatedNetwork:
     # What sockets do.
 
     def bind(self, sock: SimulatedSocket, place: Place) -> None:
+        if sock.local is not None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if place.name == 0:
             place = tcp_place(place.family, place.host, self._free_port())
         for other in self._bound.get(place.name, ()):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SimulatedSocket"]
 
+_NO_LINGERING: Final = struct.pack("ii", 1, 0)
 _KEEPALIVE: Final = (7200, 75, 9)
 """Of Linux: seconds of silence before the first probe, seconds between two, and how many."""
 
@@ -160,9 +161,11 @@ class SimulatedSocket(socket.socket):
     def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None, /) -> int:
         with self.network.lock:
             self._tell_error()
-            if self.is_closed or self.state != "connected":
-                _fail(errno.EBADF if self.is_closed else errno.ENOTCONN)
-            if self.write_ended or self._broken:
+            if self.is_closed:
+                _fail(errno.EBADF)
+            if self.state == "connecting":
+                _fail(errno.EAGAIN)
+            if self.state != "connected" or self.write_ended or self._broken:
                 _fail(errno.EPIPE)
             room = self.outgoing.room
             if room <= 0:
@@ -218,18 +221,22 @@ class SimulatedSocket(socket.socket):
             for time_out in self._time_outs:
                 time_out.cancel()
             if self.state == "connected":
-                linger = self._options.get((socket.SOL_SOCKET, socket.SO_LINGER), struct.pack("ii", 0, 0))
+                lingers = self._options.get((socket.SOL_SOCKET, socket.SO_LINGER)) != _NO_LINGERING
                 if not self._broken:
-                    if self.incoming.arrived or struct.unpack("ii", linger) == (1, 0):
+                    if self.incoming.arrived or not lingers:
                         self.outgoing.reset()
                     elif not self.write_ended:
                         self.outgoing.end()
                 self.incoming.forget()
             for made in self.queue:
-                made.outgoing.reset()
-                made.close()
+                made.abort()
             for waiting in self.waiting:
                 waiting.break_with(errno.ECONNREFUSED)
+
+    def abort(self) -> None:
+        """Closes with a reset."""
+        self._options[socket.SOL_SOCKET, socket.SO_LINGER] = _NO_LINGERING
+        self.close()
 
     # What the network tells it, with its lock held.
 
