@@ -122,6 +122,7 @@ def a_reset_that_a_read_meets_first(stage: Stage) -> Iterator[object]:
     for _ in range(2):
         yield answer(one.send, b"y")
     yield answer(one.shutdown, socket.SHUT_WR)
+    yield answer(one.getpeername)
 
 
 @scene

@@ -94,7 +94,8 @@ class SimulatedNetwork:
         return self._servers.setdefault(address, Names())
 
     def fill_quotas(self, seconds: float | None = None) -> None:
-        """The quotas of the engines' connections that have a limit are full for so many seconds."""
+        """The quotas of the engines' connections that have a limit are full for so many seconds, whatever is closed
+        meanwhile."""
         simulation = self.simulation
         if seconds is None:
             seconds = 1.0 + simulation.draws.seconds("quotas", "filled_for", *simulation.conditions.latency)

@@ -100,7 +100,7 @@ class SimulatedSocket(socket.socket):
         return unbound(self._family) if self.local is None else self.local.sockaddr
 
     def getpeername(self) -> Any:
-        if self.state != "connected":
+        if self.state != "connected" or self._broken:
             _fail(errno.ENOTCONN)
         return self._peer
 
