@@ -6,6 +6,7 @@ import pytest
 
 from eventengine import EndpointConfig, ResolvedAddress, ResourceQuota, Status, StatusCode
 from eventengine.testing import CALM, ROUGH, Conditions, SimulatedEventEngine, Trace
+from eventengine.testing.simulated import simulation
 from simulated_peers import SERVER, Sink, connect, connected, write
 
 DATA = bytes(range(256)) * 40
@@ -90,6 +91,22 @@ def test_a_timer_that_sets_itself_anew_does_not_keep_the_test_for_ever() -> None
         with pytest.raises(AssertionError, match="sets itself anew"):
             engine.run_until_idle(limit=50.0)
         assert 50.0 <= engine.now <= 51.0
+
+
+def test_a_closure_that_runs_itself_anew_does_not_keep_the_test_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "MOST_STEPS", 100)
+    with SimulatedEventEngine() as engine:
+        ran: list[int] = []
+
+        def again() -> None:
+            ran.append(1)
+            if len(ran) < 1000:
+                engine.run(again)
+
+        again()
+        with pytest.raises(AssertionError, match="time stands still"):
+            engine.advance(1.0)
+        assert 100 <= len(ran) < 1000
 
 
 def test_what_a_callback_raises_is_raised_where_time_passes_and_the_engine_goes_on() -> None:

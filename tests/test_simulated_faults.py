@@ -114,6 +114,19 @@ def test_accepts_that_fail_by_chance_lose_only_connections_that_broke() -> None:
         sink.close()
 
 
+def test_listeners_that_share_a_port_share_its_connections_by_chance() -> None:
+    with SimulatedEventEngine(1, Conditions(shuffle=True)) as engine:
+        sinks = [Sink(engine) for _ in range(2)]
+        for _ in range(20):
+            connected(engine).close()
+        engine.run_until_idle()
+        shares = [len(sink.streams) for sink in sinks]
+        assert sum(shares) == 20
+        assert min(shares) >= 3
+        for sink in sinks:
+            sink.close()
+
+
 # Bytes.
 
 
