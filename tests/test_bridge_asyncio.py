@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
 import selectors
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
@@ -19,7 +22,9 @@ from bridge_cases import (
     page,
 )
 from eventengine import EventEngine, ResolvedAddress
-from eventengine.bridges.asyncio import AsyncioEventEngine
+from eventengine.bridges.asyncio import AsyncioEventEngine, AsyncioHost
+from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.threaded import LoopThread
 from loops import TIMEOUT, AsyncioLoop, Clock, MakeLoop, UserLoop, new_uvloop, skip_without_uvloop
 
 LOOPS = {
@@ -118,3 +123,22 @@ class TestInterruptsOnAsyncio(InterruptCases):
 
 class TestAsyncioSource(SourceCases):
     files = ("bridges/asyncio.py", "bridges/asyncio_borrowed.py")
+
+
+def test_an_engine_takes_a_loop_whose_thread_runs_already_and_ends_both() -> None:
+    """For loops that can be set up only in the thread that runs them."""
+    loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
+    ran = threading.Event()
+
+    def run() -> None:
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loops.put(loop)
+            loop.run_forever()
+
+    thread = LoopThread(run, lambda: loop.stop(), "a loop with a thread of its own")
+    thread.start()
+    loop = loops.get(timeout=TIMEOUT)
+    with HostedEventEngine(AsyncioHost(loop), thread=thread) as engine:
+        engine.run(ran.set)
+        assert ran.wait(TIMEOUT)
+    assert loop.is_closed()

@@ -45,7 +45,9 @@ class LoopThread:
         self._thread = threading.Thread(target=run, name=name, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Starts it; does nothing when it was started before, as for a loop that can be set up only in its thread."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         self._stop()
