@@ -37,20 +37,6 @@ from eventengine.testing.conformance.writing import *
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
-RESETS = "a unix socket that is closed with SO_LINGER of 0 s has come to its end: there is no reset"
-NOT_OVER_UNIX = dict.fromkeys(
-    [
-        "test_a_read_that_met_the_reset_leaves_the_write_its_error",
-        "test_a_reset_ends_a_read_and_a_write_that_are_outstanding",
-        "test_a_reset_is_unavailable_with_its_errno_at_each_read_of_it",
-        "test_an_end_or_a_reset_is_told_though_the_quota_is_full",
-        "test_close_write_of_a_broken_connection_does_nothing",
-        "test_what_comes_before_a_reset_is_a_prefix_and_then_comes_the_error",
-        "test_writes_to_a_peer_that_reset_are_unavailable_and_so_is_the_read",
-    ],
-    RESETS,
-)
-
 
 @pytest.fixture(params=SOME, ids=lambda kind: kind.id)
 def kind(request: pytest.FixtureRequest) -> Kind:
@@ -70,13 +56,14 @@ def make_engine_in_child(kind: Kind) -> Callable[[], AbstractContextManager[Call
     return partial(factory, kind)
 
 
+@pytest.fixture
+def without() -> set[str]:
+    """A unix socket that is closed with SO_LINGER of 0 s has come to its end: there is no reset."""
+    return {"resets"}
+
+
 @pytest.fixture(autouse=True)
-def over_unix(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: Kind, unix_folder: Path
-) -> None:
-    reason = NOT_OVER_UNIX.get(request.node.originalname)
-    if reason:
-        pytest.skip(reason)
+def over_unix(monkeypatch: pytest.MonkeyPatch, kind: Kind, unix_folder: Path) -> None:
     if kind.pool and not sys.platform.startswith("linux"):
         pytest.skip("only Linux has abstract unix sockets")
     numbers = itertools.count()

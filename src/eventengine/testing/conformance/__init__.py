@@ -1,6 +1,9 @@
-"""What any engine must do: tests for pytest, to be run against an engine of yours with one fixture to fill in.
+"""What any engine must do: tests for pytest, to be run against an engine of yours.
 
-    # test_my_engine.py
+    pytest --pyargs eventengine.testing.conformance --engine my.module:make_engine
+
+or, in a test file, with one fixture to fill in:
+
     import pytest
     from eventengine.testing.conformance import *
 
@@ -8,12 +11,13 @@
     def make_engine():
         return MyEventEngine.in_thread
 
-`make_engine` gives a function without arguments that makes an engine which runs, as a rule in a thread. Each test
-closes the engines that it made. What the fixture itself has to take down, a loop that it lent to the engine, say, goes
-after a `yield`. Give the fixture `params` to run all tests on several engines.
+`make_engine` is a function without arguments that makes an engine which runs, as a rule in a thread. Each test closes
+the engines that it made. What the fixture itself has to take down, a loop that it lent to the engine, say, goes after
+a `yield`. Give the fixture `params` to run all tests on several engines.
 
-The engine must implement `EventEngine` and count its memory on the `ResourceQuota` that it is given; nothing else is
-asked of it. The peers of its connections are plain blocking sockets (`eventengine.testing.oracle`).
+The engine must implement `EventEngine` and count its memory on the `ResourceQuota` that it is given; what it may be
+without is in `eventengine.testing.capabilities`. The peers of its connections are plain blocking sockets
+(`eventengine.testing.oracle`).
 """
 
 try:

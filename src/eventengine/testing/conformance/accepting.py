@@ -16,6 +16,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.quota import ResourceQuota
 from eventengine.status import Status
 from eventengine.testing.application import Accepting, Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.oracle import TIMEOUT, connect, receive_all
 from eventengine.testing.scenes import no_descriptors_left
 
@@ -294,6 +295,7 @@ def _knocked(address: ResolvedAddress, peers: list[socket.socket]) -> bool:
     return len(peers) == 100
 
 
+@needs("collection")
 def test_a_listener_that_was_dropped_is_closed_with_a_warning(app: Application) -> None:
     accepting = app.listen()
     _serve_one(app, accepting, accepting.address)

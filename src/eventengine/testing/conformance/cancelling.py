@@ -14,6 +14,7 @@ from eventengine.config import EndpointConfig
 from eventengine.engine import ConnectionHandle, Endpoint
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.oracle import TIMEOUT, OracleServer, receive_all
 from eventengine.testing.scenes import (
     close_if_connected,
@@ -150,6 +151,7 @@ def test_a_cancel_raced_with_completion_says_whether_on_connect_is_called(app: A
     assert [a + b for a, b in zip(called, cancelled, strict=True)] == [1] * (blocks * size)
 
 
+@needs("unix")
 def test_closing_the_engine_cancels_connects(anywhere: Application, ledger: Ledger, unix_folder: Path) -> None:
     callbacks = [Callback[Connected](ledger) for _ in range(4)]
     with full_backlog() as server, full_backlog(unix_address(unix_folder / "full")) as unix_server:

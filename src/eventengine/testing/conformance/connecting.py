@@ -16,6 +16,7 @@ from eventengine.config import EndpointConfig
 from eventengine.engine import Endpoint
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.oracle import TIMEOUT, OracleServer, receive, receive_all
 from eventengine.testing.scenes import (
     close_if_connected,
@@ -50,6 +51,7 @@ def test_connect_may_be_called_from_anywhere(anywhere: Application) -> None:
             assert receive_all(peer) == b""
 
 
+@needs("unix")
 def test_on_connect_is_never_called_within_connect(app: Application, unix_folder: Path) -> None:
     """Not for a failure that is known at once either."""
 
@@ -83,6 +85,7 @@ def test_a_port_where_nobody_listens_is_unavailable(anywhere: Application) -> No
         assert str(nobody) in status.message
 
 
+@needs("unix")
 @pytest.mark.parametrize("what", ["nothing", "a file", "a socket that nobody listens on"])
 def test_a_path_where_nobody_listens_is_unavailable(app: Application, unix_folder: Path, what: str) -> None:
     path = unix_folder / "there"
@@ -119,6 +122,7 @@ def test_a_timeout_of_nought_is_a_timeout_or_a_connection(anywhere: Application)
             result.close()
 
 
+@needs("unix")
 def test_a_connect_that_waits_for_a_place_in_the_backlog_gets_it(app: Application, unix_folder: Path) -> None:
     on_connect = Callback[Connected](app.ledger)
     with full_backlog(unix_address(unix_folder / "full")) as server:
@@ -182,6 +186,7 @@ def test_without_a_descriptor_left_a_connect_fails_and_the_next_succeeds(anywher
         anywhere.connect(server.address).close()
 
 
+@needs("unix")
 def test_connects_in_any_order_end_each_for_itself(app: Application, ledger: Ledger, unix_folder: Path) -> None:
     """Good and bad addresses, some cancelled, all at once: none takes another's end."""
     chance = random.Random(7)

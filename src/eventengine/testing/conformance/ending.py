@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from eventengine.quota import ResourceQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import ClosedResourceError, Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect
 from eventengine.testing.scenes import full_backlog, held
 
@@ -95,6 +96,15 @@ def test_closing_an_engine_ends_everything_exactly_once(app: Application, ledger
         assert peers
 
 
+def test_a_closed_engine_leaves_no_descriptor_and_no_thread(app: Application) -> None:
+    """`nothing_is_left` looks, when the loop has ended, too; here is something that could be left."""
+    accepting = app.listen()
+    with closing(app.connect(accepting.address)) as client, closing(accepting.next()) as server:
+        assert app.write(client, b"ping").ok
+        assert app.receive(server, 4) == b"ping"
+    app.engine.close()
+
+
 def test_closing_an_engine_may_be_done_by_leaving_its_context(
     ledger: Ledger, make_engine: Callable[[], EventEngine]
 ) -> None:
@@ -114,6 +124,7 @@ def _leave_context(engine: EventEngine, ran: Callback[None]) -> None:
         raise _FaultError
 
 
+@needs("collection")
 def test_an_engine_that_was_dropped_is_closed_with_a_warning(
     quota: ResourceQuota, ledger: Ledger, make_engine: Callable[[], EventEngine]
 ) -> None:

@@ -14,6 +14,7 @@ from eventengine.engine import Endpoint
 from eventengine.slices import SliceBuffer
 from eventengine.status import Status
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
 from eventengine.testing.conformance.pairs import Pair, addresses_seen_by, meanwhile, paired, send_until_full
 from eventengine.testing.oracle import connect, pattern, receive
@@ -29,6 +30,7 @@ def test_an_endpoints_addresses_are_those_that_its_peer_sees(any_pair: Pair, any
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
+@needs("ipv6")
 def test_an_endpoints_ipv6_addresses_are_those_that_its_peer_sees(app: Application, role: str) -> None:
     skip_without_ipv6()
     with paired(app, role, ResolvedAddress.tcp("::1", 0)) as (endpoint, oracle):
@@ -36,6 +38,7 @@ def test_an_endpoints_ipv6_addresses_are_those_that_its_peer_sees(app: Applicati
         assert endpoint.peer_address.family == socket.AF_INET6
 
 
+@needs("ipv6")
 def test_an_ipv4_connection_to_a_listener_on_all_addresses_has_ipv4_addresses(app: Application) -> None:
     skip_without_ipv6()
     accepting = app.listen(ResolvedAddress.tcp("::", 0))

@@ -11,6 +11,7 @@ from eventengine.engine import Endpoint, HalfCloseable, SupportsFileDescriptor
 from eventengine.slices import SliceBuffer
 from eventengine.status import BusyResourceError, ClosedResourceError, Status, StatusCode
 from eventengine.testing.application import Application, Callback
+from eventengine.testing.capabilities import lacking, needs
 from eventengine.testing.conformance.pairs import Pair, full, meanwhile, nothing
 from eventengine.testing.oracle import TIMEOUT, pattern, receive, receive_all, reset
 
@@ -18,14 +19,14 @@ from eventengine.testing.oracle import TIMEOUT, pattern, receive, receive_all, r
 def _half_closeable(endpoint: Endpoint) -> HalfCloseable:
     half = endpoint.query_extension(HalfCloseable)
     if half is None:
-        pytest.skip("these endpoints cannot be closed by halves")
+        lacking("half-close")
     return half
 
 
 def _with_descriptor(endpoint: Endpoint) -> SupportsFileDescriptor:
     descriptor = endpoint.query_extension(SupportsFileDescriptor)
     if descriptor is None:
-        pytest.skip("these endpoints have no file descriptor")
+        lacking("descriptor")
     return descriptor
 
 
@@ -98,6 +99,7 @@ def test_both_sides_may_end_their_streams_one_after_the_other(any_pair: Pair, an
     assert anywhere.read(endpoint, SliceBuffer()).code is StatusCode.OUT_OF_RANGE
 
 
+@needs("resets")
 def test_close_write_of_a_broken_connection_does_nothing(pair: Pair, anywhere: Application) -> None:
     half = _half_closeable(pair.endpoint)
     reset(pair.oracle)

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,21 @@ from eventengine.address import ResolvedAddress
 from eventengine.engine import EventEngine
 from eventengine.quota import ResourceQuota
 from eventengine.testing.application import Application, Ledger
+from eventengine.testing.capabilities import lacking, needs_of
 from eventengine.testing.oracle import TIMEOUT
 
-__all__ = ["anywhere", "app", "engine", "free_address", "ledger", "nothing_is_left", "quota", "unix_folder"]
+__all__ = [
+    "anywhere",
+    "app",
+    "capable",
+    "engine",
+    "free_address",
+    "ledger",
+    "nothing_is_left",
+    "quota",
+    "unix_folder",
+    "without",
+]
 
 _DESCRIPTORS = Path("/dev/fd")
 
@@ -44,6 +56,23 @@ def _open_descriptors() -> list[str]:
         with contextlib.suppress(OSError):  # the one that listed the folder
             found.append(re.sub(r"\[\d+\]", "", os.readlink(_DESCRIPTORS / name)))
     return sorted(found)
+
+
+@pytest.fixture
+def without(request: pytest.FixtureRequest) -> Collection[str]:
+    """The names of the capabilities that the engine is declared to be without. May be overridden."""
+    names: Collection[str] = request.config.getoption("eventengine_without", None) or ()
+    return names
+
+
+@pytest.fixture(autouse=True)
+def capable(request: pytest.FixtureRequest, without: Collection[str]) -> None:
+    """Skips a case that needs one of those. A parameter that is the name of a capability needs it, too."""
+    callspec = getattr(request.node, "callspec", None)
+    parameters = () if callspec is None else callspec.params.values()
+    for capability in without:
+        if capability in needs_of(request.function) or capability in parameters:
+            lacking(capability)
 
 
 @pytest.fixture(autouse=True)
@@ -107,17 +136,17 @@ def unix_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(params=["IPv4", "IPv6", "unix", "abstract unix"])
+@pytest.fixture(params=["ipv4", "ipv6", "unix", "abstract-unix"])
 def free_address(request: pytest.FixtureRequest, unix_folder: Path) -> ResolvedAddress:
     """Where one may listen; with port 0, where there are ports."""
     kind = request.param
-    if kind == "IPv4":
+    if kind == "ipv4":
         return ResolvedAddress.tcp("127.0.0.1", 0)
     if kind == "unix":
         return ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")
-    if kind == "abstract unix":
+    if kind == "abstract-unix":
         if not sys.platform.startswith("linux"):
-            pytest.skip("only Linux has abstract unix sockets")
+            lacking("abstract-unix", "only Linux has them")
         return ResolvedAddress.parse(f"unix-abstract:{unix_folder}")
     skip_without_ipv6()
     return ResolvedAddress.tcp("::1", 0)
@@ -128,4 +157,4 @@ def skip_without_ipv6() -> None:
         with socket.socket(socket.AF_INET6) as sock:
             sock.bind(("::1", 0))
     except OSError as error:
-        pytest.skip(f"this machine has no IPv6: {error.strerror}")
+        lacking("ipv6", f"this machine has none: {error.strerror}")

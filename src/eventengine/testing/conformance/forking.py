@@ -24,6 +24,7 @@ from eventengine.quota import ResourceQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import ForkedProcessError, Status
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import lacking
 from eventengine.testing.oracle import TIMEOUT, OracleServer, receive
 
 MakeEngine = Callable[[], EventEngine]
@@ -39,7 +40,7 @@ def make_engine_in_child(make_engine: MakeEngine) -> Callable[[], AbstractContex
 def _in_child(report: Callable[[], str]) -> str:
     """Forks, calls `report` in the child, and returns what that says, or what it raised. Kills a child that hangs."""
     if not hasattr(os, "fork"):
-        pytest.skip("this system has no fork")
+        lacking("fork", "this system has no fork")
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads, which is what this is about

@@ -15,6 +15,7 @@ from eventengine.config import EndpointConfig
 from eventengine.engine import Listener
 from eventengine.status import ClosedResourceError, Status, StatusCode, StatusError
 from eventengine.testing.application import Accepting, Application, Callback
+from eventengine.testing.capabilities import lacking, needs
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
 from eventengine.testing.oracle import OracleServer, connect, receive
 from eventengine.testing.scenes import port_without_listener, unix_address
@@ -57,6 +58,7 @@ def test_a_listener_accepts_with_the_addresses_of_both_ends(
     assert accepting.on_shutdown.result() == Status.OK
 
 
+@needs("unix")
 def test_a_listener_accepts_on_all_that_was_bound(app: Application, unix_folder: Path) -> None:
     accepting = app.listen(ANY_PORT, unix_address(unix_folder / "first"), unix_address(unix_folder / "second"))
     for address in accepting.addresses:
@@ -73,6 +75,7 @@ def test_port_0_takes_the_port_of_the_listeners_earlier_sockets(app: Application
             _serve_one(app, accepting, address)
 
 
+@needs("unix")
 def test_bind_returns_1_for_a_unix_socket(app: Application, unix_folder: Path) -> None:
     listener, _ = _new_listener(app)
     assert listener.bind(ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")) == 1
@@ -101,6 +104,7 @@ def test_bind_and_start_in_the_wrong_order_are_told_at_the_caller(anywhere: Appl
             anywhere.call(call)
 
 
+@needs("ipv6")
 def test_the_ipv6_wildcard_takes_ipv4_too(app: Application) -> None:
     skip_without_ipv6()
     accepting = app.listen(ResolvedAddress.tcp("::", 0))
@@ -128,7 +132,7 @@ def test_a_port_that_is_taken_is_told_at_the_caller(anywhere: Application) -> No
 
 def test_two_listeners_share_a_port_if_both_may(app: Application) -> None:
     if not hasattr(socket, "SO_REUSEPORT"):
-        pytest.skip("this system has no SO_REUSEPORT")
+        lacking("reuse-port", "this system has no SO_REUSEPORT")
     first = app.listen()
     second = app.listen(first.address)
     assert first.address == second.address
@@ -140,6 +144,7 @@ def test_two_listeners_share_a_port_if_both_may(app: Application) -> None:
     alone.close()
 
 
+@needs("unix")
 def test_an_address_that_cannot_be_bound_is_told_at_the_caller(app: Application, unix_folder: Path) -> None:
     listener, _ = _new_listener(app)
     for address, code in (
@@ -171,6 +176,7 @@ def test_a_socket_hook_that_raises_fails_its_bind_alone(app: Application) -> Non
 # Unix sockets' files.
 
 
+@needs("unix")
 def test_a_stale_unix_socket_is_replaced(app: Application, unix_folder: Path) -> None:
     address = ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")
     OracleServer(address).close()
@@ -178,6 +184,7 @@ def test_a_stale_unix_socket_is_replaced(app: Application, unix_folder: Path) ->
     _serve_one(app, accepting, address)
 
 
+@needs("unix")
 @pytest.mark.parametrize("backlog", [128, 0], ids=["idle", "with a full backlog"])
 def test_a_unix_socket_that_somebody_listens_on_is_left_to_him(
     app: Application, unix_folder: Path, backlog: int
@@ -194,6 +201,7 @@ def test_a_unix_socket_that_somebody_listens_on_is_left_to_him(
             assert receive(accepted, 6) == b"served"
 
 
+@needs("unix")
 def test_a_file_that_is_no_socket_is_left_alone(app: Application, unix_folder: Path) -> None:
     path = unix_folder / "precious"
     path.write_bytes(b"data")
@@ -205,6 +213,7 @@ def test_a_file_that_is_no_socket_is_left_alone(app: Application, unix_folder: P
     assert path.read_bytes() == b"data"
 
 
+@needs("unix")
 def test_closing_removes_the_file_of_a_unix_socket_but_not_anothers(app: Application, unix_folder: Path) -> None:
     ours, anothers = (unix_folder / name for name in ("ours", "another's"))
     accepting = app.listen(*(ResolvedAddress.parse(f"unix:{path}") for path in (ours, anothers)))

@@ -15,6 +15,7 @@ from eventengine.address import ResolvedAddress
 from eventengine.engine import DNSResolver, EventEngine
 from eventengine.status import ClosedResourceError, Status, StatusCode, StatusError
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import lacking, needs
 from eventengine.testing.scenes import held, never_inline
 
 Resolved = list[ResolvedAddress] | Status
@@ -81,7 +82,7 @@ def test_a_literal_is_its_own_address(
     app: Application, resolver: DNSResolver, name: str, host: str, port: int
 ) -> None:
     if ":" in host and not socket.has_ipv6:
-        pytest.skip("this Python has no IPv6")
+        lacking("ipv6", "this Python has no IPv6")
     assert _look_up(app, resolver, name, "80") == [ResolvedAddress.tcp(host, port)]
 
 
@@ -293,6 +294,7 @@ def test_closing_the_engine_closes_its_resolvers(app: Application) -> None:
     resolver.close()
 
 
+@needs("collection")
 def test_a_resolver_that_was_dropped_warns(app: Application) -> None:
     with pytest.warns(ResourceWarning, match="resolver was never closed"):
         _make_and_drop(app.engine)

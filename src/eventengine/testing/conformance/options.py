@@ -6,13 +6,12 @@ import os
 import socket
 from contextlib import ExitStack, closing
 
-import pytest
-
 from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.engine import Endpoint, SupportsFileDescriptor
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application
+from eventengine.testing.capabilities import lacking
 from eventengine.testing.oracle import TIMEOUT, OracleServer
 
 
@@ -44,7 +43,7 @@ def _check_options(endpoint: Endpoint) -> None:
     """Asks the system what it knows of a socket that was set up as `OPTIONS` say."""
     with_descriptor = endpoint.query_extension(SupportsFileDescriptor)
     if with_descriptor is None:
-        pytest.skip("the engine's endpoints have no descriptor to look at")
+        lacking("descriptor")
     with socket.socket(fileno=os.dup(with_descriptor.fileno())) as sock:
         assert sock.gettimeout() == 0 or not os.get_blocking(sock.fileno())
         assert not os.get_inheritable(with_descriptor.fileno())
@@ -97,7 +96,7 @@ def test_without_options_a_connection_has_no_keepalive_and_no_delay(app: Applica
         with closing(endpoint):
             with_descriptor = endpoint.query_extension(SupportsFileDescriptor)
             if with_descriptor is None:
-                pytest.skip("the engine's endpoints have no descriptor to look at")
+                lacking("descriptor")
             with socket.socket(fileno=os.dup(with_descriptor.fileno())) as sock:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

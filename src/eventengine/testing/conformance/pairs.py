@@ -16,6 +16,7 @@ from eventengine.address import ResolvedAddress
 from eventengine.config import EndpointConfig
 from eventengine.engine import Endpoint
 from eventengine.testing.application import Application
+from eventengine.testing.capabilities import lacking
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, receive_all
 
 __all__ = ["any_pair", "pair"]
@@ -80,17 +81,17 @@ def pair(anywhere: Application) -> Iterator[Pair]:
         yield pair
 
 
-@pytest.fixture(params=["tcp", "unix", "abstract unix"])
+@pytest.fixture(params=["tcp", "unix", "abstract-unix"])
 def any_pair(request: pytest.FixtureRequest, anywhere: Application, unix_folder: Path) -> Iterator[Pair]:
     """As `pair`, over TCP, over a unix socket and over one with an abstract name."""
     address = None
     if request.param == "unix":
         if not hasattr(socket, "AF_UNIX"):
-            pytest.skip("this system has no unix sockets")
+            lacking("unix", "this system has no unix sockets")
         address = ResolvedAddress.parse(f"unix:{unix_folder / 'socket'}")
-    elif request.param == "abstract unix":
+    elif request.param == "abstract-unix":
         if not sys.platform.startswith("linux"):
-            pytest.skip("only Linux has abstract unix sockets")
+            lacking("abstract-unix", "only Linux has them")
         address = ResolvedAddress.parse(f"unix-abstract:{unix_folder}")
     with paired(anywhere, _role(anywhere), address) as pair:
         yield pair

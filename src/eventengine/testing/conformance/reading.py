@@ -16,6 +16,7 @@ from eventengine.quota import ResourceQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import BusyResourceError, Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.conformance.pairs import Pair, meanwhile, nothing, paired
 from eventengine.testing.oracle import pattern, receive, reset
 
@@ -187,6 +188,7 @@ def test_the_end_calls_a_read_whose_hint_will_not_be_reached(pair: Pair, anywher
     assert anywhere.read(endpoint, buffer, 1 << 20).code is StatusCode.OUT_OF_RANGE
 
 
+@needs("resets")
 def test_a_reset_is_unavailable_with_its_errno_at_each_read_of_it(pair: Pair, anywhere: Application) -> None:
     buffer = SliceBuffer()
     on_read = anywhere.start_read(pair.endpoint, buffer)
@@ -199,6 +201,7 @@ def test_a_reset_is_unavailable_with_its_errno_at_each_read_of_it(pair: Pair, an
         status = anywhere.read(pair.endpoint, buffer)
 
 
+@needs("resets")
 def test_what_comes_before_a_reset_is_a_prefix_and_then_comes_the_error(pair: Pair, app: Application) -> None:
     data = pattern(100_000)
     pair.oracle.sendall(data)

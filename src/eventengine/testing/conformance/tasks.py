@@ -12,6 +12,7 @@ import pytest
 from eventengine.engine import EventEngine, TaskHandle
 from eventengine.status import ClosedResourceError
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import lacking
 from eventengine.testing.oracle import TIMEOUT
 
 FAR_AWAY = 1e6
@@ -35,6 +36,19 @@ def test_a_closure_never_runs_before_the_call_has_returned(app: Application, led
     app.on_loop(schedule)
     done.result()
     assert ran_in == [False]
+
+
+@pytest.mark.parametrize("call", ["run", "run_after"])
+def test_a_closure_runs_exactly_once(anywhere: Application, ledger: Ledger, call: str) -> None:
+    engine = anywhere.engine
+    done = Callback[None](ledger)
+    if call == "run":
+        anywhere.call(lambda: engine.run(lambda: done(None)))
+    else:
+        anywhere.call(lambda: engine.run_after(0.0, lambda: done(None)))
+    done.result()
+    anywhere.on_loop(lambda: None)
+    ledger.check()
 
 
 def test_closures_of_one_thread_run_in_their_order(engine: EventEngine, anywhere: Application) -> None:
@@ -109,7 +123,7 @@ def test_a_timer_is_never_early(anywhere: Application, ledger: Ledger, delay: fl
 
 def test_timers_run_in_the_order_of_their_deadlines(engine: EventEngine, anywhere: Application) -> None:
     if not engine.callbacks_block_polling:
-        pytest.skip("on a pool, closures that are due run at the same time")
+        lacking("serial-callbacks", "on a pool, closures that are due run at the same time")
     ran: list[int] = []
     done = threading.Event()
 
@@ -127,7 +141,7 @@ def test_timers_of_one_thread_with_equal_delays_run_first_in_first_out(
     engine: EventEngine, anywhere: Application
 ) -> None:
     if not engine.callbacks_block_polling:
-        pytest.skip("on a pool, closures that are due run at the same time")
+        lacking("serial-callbacks", "on a pool, closures that are due run at the same time")
     ran: list[int] = []
     done = threading.Event()
 

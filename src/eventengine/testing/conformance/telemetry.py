@@ -6,12 +6,11 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 
-import pytest
-
 from eventengine.engine import Endpoint, TelemetryInfo, WriteEvent
 from eventengine.slices import SliceBuffer
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import lacking
 from eventengine.testing.conformance.pairs import Pair, full, nothing, paired
 from eventengine.testing.oracle import pattern, receive
 
@@ -32,9 +31,9 @@ class _Sink:
 def _info(endpoint: Endpoint, *needed: WriteEvent) -> TelemetryInfo:
     info = endpoint.telemetry_info()
     if info is None:
-        pytest.skip("these endpoints can tell nothing of their writes")
+        lacking("telemetry")
     if not info.events.issuperset(needed):
-        pytest.skip(f"these endpoints cannot tell {', '.join(event.name for event in needed)}")
+        lacking("telemetry", f"endpoints cannot tell {', '.join(event.name for event in needed)}")
     return info
 
 

@@ -19,6 +19,7 @@ from eventengine.quota import ResourceQuota
 from eventengine.slices import Slice, SliceBuffer
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.conformance.pairs import full, meanwhile, nothing, paired, send_until_full
 from eventengine.testing.oracle import TIMEOUT, connect, pattern, reset
 
@@ -243,6 +244,7 @@ def test_nothing_is_lost_or_reordered_while_the_quota_is_full_again_and_again(sm
     assert wrong == []
 
 
+@needs("resets")
 @pytest.mark.parametrize("how", ["end", "reset"])
 def test_an_end_or_a_reset_is_told_though_the_quota_is_full(small: Application, how: str) -> None:
     """It needs no memory; and whoever holds the memory may be waiting for just this."""

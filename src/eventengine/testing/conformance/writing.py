@@ -15,6 +15,7 @@ from eventengine.memory import MemoryRequest
 from eventengine.slices import Slice, SliceBuffer
 from eventengine.status import Status, StatusCode
 from eventengine.testing.application import Application, Callback, Ledger
+from eventengine.testing.capabilities import needs
 from eventengine.testing.conformance.pairs import SLOW, Pair, full, meanwhile, nothing, paired
 from eventengine.testing.oracle import pattern, receive, receive_all, reset
 
@@ -206,6 +207,7 @@ def _write_until_it_fails(app: Application, pair: Pair) -> Status:
     raise AssertionError("100 writes to a peer that is gone were taken")
 
 
+@needs("resets")
 def test_writes_to_a_peer_that_reset_are_unavailable_and_so_is_the_read(pair: Pair, anywhere: Application) -> None:
     """The system reports a reset once; whoever asks later still gets it."""
     buffer = SliceBuffer()
@@ -223,6 +225,7 @@ def test_writes_to_a_peer_that_reset_are_unavailable_and_so_is_the_read(pair: Pa
     assert anywhere.write(pair.endpoint, b"in vain").errno in BROKEN
 
 
+@needs("resets")
 def test_a_read_that_met_the_reset_leaves_the_write_its_error(pair: Pair, anywhere: Application) -> None:
     reset(pair.oracle)
     assert anywhere.read(pair.endpoint, SliceBuffer()).errno == errno.ECONNRESET
@@ -232,6 +235,7 @@ def test_a_read_that_met_the_reset_leaves_the_write_its_error(pair: Pair, anywhe
         assert status.errno in BROKEN
 
 
+@needs("resets")
 def test_a_reset_ends_a_read_and_a_write_that_are_outstanding(app: Application) -> None:
     with full(app) as (endpoint, oracle):
         on_read = app.start_read(endpoint, SliceBuffer())
