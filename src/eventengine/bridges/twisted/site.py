@@ -95,6 +95,10 @@ class _QuotaRequest(Request):
     def _refuse(self, answer: bytes) -> None:
         channel: Any = self.channel
         channel.site.cut.add()
+        if getattr(channel, "transport", None) is None:  # a stream of HTTP/2: it is reset, and the others go on
+            channel.abortConnection()
+            self._end()
+            return
         channel.transport.write(answer)
         channel.loseConnection()
         abort_later = getattr(channel.transport, "abort_later", None)
