@@ -684,6 +684,22 @@ def test_a_request_with_very_many_headers_is_refused_and_a_large_head_is_charged
     run(case)
 
 
+@pytest.mark.parametrize(("query", "least"), [("a" * 30_000, 120_000), ("a=1&" * 900, 900 * 320)])
+def test_a_long_query_is_charged_until_its_request_is_over(query: str, least: int) -> None:
+    async def case() -> None:
+        quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()
+        async with serving(quota, gate) as port, Client.to(port) as client:
+            client.begin(b"", 0, path=f"/?{query}")
+            await until(lambda: quota.memory.used >= least)
+            gate.set()
+            assert (await client.answer())[0] == 200
+            client.get("/")
+            assert (await client.answer())[0] == 200
+            await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
 def test_a_large_head_that_came_with_another_request_is_charged() -> None:
     async def case() -> None:
         quota, gate = ResourceQuota(memory="1MiB"), asyncio.Event()

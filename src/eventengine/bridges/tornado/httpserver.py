@@ -63,7 +63,10 @@ _DEAF: Final = HTTPMessageDelegate()
 
 _MOST_HEADERS: Final = 256
 _HEADER: Final = 320
-"""Bytes that a header takes beside its text."""
+"""Bytes that a header takes beside its text, or an argument of a query."""
+
+_COPIES: Final = 4
+"""Of the path and the query a request has the whole, both parts, and the arguments."""
 
 _REASONS: Final = {
     408: "Request Timeout",
@@ -204,7 +207,9 @@ class _Admitted(HTTPMessageDelegate):
                 self._delegate = _DEAF  # that of the application hears nothing of it
                 self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
                 return None
-            stream.hold_head(sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
+            path = start_line.path if isinstance(start_line, RequestStartLine) else ""
+            query = _COPIES * len(path) + _HEADER * path.count("&")
+            stream.hold_head(query + sum(_HEADER + len(name) + len(value) for name, value in headers.get_all()))
             stream.bound.has_request(self._server_conn)
             if "Sec-WebSocket-Key" in headers and not (_content_length(headers) or "Transfer-Encoding" in headers):
                 self._upgrade(stream)
