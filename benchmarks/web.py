@@ -1,6 +1,7 @@
-"""Compares sites within a quota with stock ones, under wrk, in one run: `python -m benchmarks.web [--quick]`.
+"""Compares services within a quota with stock ones, in one run: `python -m benchmarks.web [--quick]`.
 
-Linux only, with two cores and wrk (Debian's package). The sites are those of `sites`, on one core; wrk is on the
+First an echo on Twisted's reactor and on ours, and then sites under wrk. Linux only, with two cores, a C compiler and
+wrk (Debian's package). The sites are those of `sites`, on one core; wrk is on the
 other, or with `--same-core` on the same. Stock and bounded take turns in alternating order. Printed are the ratios of
 the rates and of what one request takes of the site's CPU, which other work on the machine changes less; above 1 is
 better than stock. The whole takes some five minutes.
@@ -13,12 +14,13 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from benchmarks.attacks import Site
-from benchmarks.contest import ratio
+from benchmarks.contest import Work, built, contest, ratio, running
 
 KINDS = ("tornado", "twisted.web")
 WORKS = (
@@ -31,6 +33,21 @@ class Figures(NamedTuple):
     rate: float
     cpu: float
     """Seconds for one request."""
+
+
+class Measured(Protocol):
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def cpu(self) -> float: ...
+
+
+def show(kind: str, title: str, stock: Sequence[Measured], ours: Sequence[Measured]) -> None:
+    rates = ratio([each.rate for each in ours], [each.rate for each in stock])
+    cpu = ratio([each.cpu for each in stock], [each.cpu for each in ours])
+    took = "{:.1f} / {:.1f} µs".format(*(1e6 * median(each.cpu for each in side) for side in (stock, ours)))
+    print(f"{kind:<12}{title:<28}{rates!s:>20}{cpu!s:>20}{took:>22}", flush=True)
 
 
 def put_load(site: Site, core: int, connections: int, script: str, seconds: float) -> Figures:
@@ -71,14 +88,20 @@ def compare(kind: str, quota: str, rounds: int, seconds: float, core: int, load_
                         made = put_load(sites[which], load_core, connections, script.name, seconds)
                         if n >= 0:  # the first is to warm up
                             figures[which].append(made)
-            stock, ours = figures
-            rates = ratio([each.rate for each in ours], [each.rate for each in stock])
-            cpu = ratio([each.cpu for each in stock], [each.cpu for each in ours])
-            took = "{:.0f} / {:.0f} µs".format(*(1e6 * median(each.cpu for each in side) for side in figures))
-            print(f"{kind:<12}{title:<28}{rates!s:>20}{cpu!s:>20}{took:>20}", flush=True)
+            show(kind, title, *figures)
     finally:
         for site in sites:
             site.close()
+
+
+def compare_echoes(rounds: int, seconds: float, cores: tuple[int, int]) -> None:
+    work = Work("echo, 64 B, 100 connections", "echo", 100, 64, same_core=cores[0] == cores[1])
+    with (
+        built() as folder,
+        running(folder, ("Twisted Protocol", "Twisted Protocol, bounded"), cores[0]) as servers,
+    ):
+        stock, ours = contest(folder, servers, work, cores, rounds, seconds).values()
+    show("twisted", work.title, stock, ours)
 
 
 def main() -> None:
@@ -89,7 +112,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, seconds = (2, 1) if arguments.quick else (9, 2)
     core, other = sorted(os.sched_getaffinity(0))[:2]
-    print(f"{'':<12}{'':<28}{'rate':>20}{'CPU':>20}{'CPU, stock / ours':>20}")
+    print(f"{'':<40}{'rate':>20}{'CPU':>20}{'CPU, stock / ours':>22}")
+    compare_echoes(rounds, seconds, (core, core if arguments.same_core else other))
     for kind in KINDS:
         compare(kind, arguments.quota, rounds, seconds, core, core if arguments.same_core else other)
 

@@ -93,10 +93,11 @@ class Faults:
             self._monkeypatch.setattr(host, name, self._faulty(name, getattr(host, name)))
 
     @contextmanager
-    def at(self, site: str, *actions: Action) -> Iterator[None]:
+    def at(self, site: str, *actions: Action) -> Iterator[deque[Action]]:
+        """Gives those that are left to be taken."""
         left = self._planned[site] = deque(actions)
         try:
-            yield
+            yield left
             assert not left, f"{len(left)} of {len(actions)} faults did not happen: nothing is called at {site}"
         finally:
             del self._planned[site]
@@ -178,8 +179,6 @@ def _sites(node: ast.AST, inside: tuple[str, ...]) -> Iterator[str]:
 
 
 def _system_call(function: ast.expr) -> str | None:
-    if isinstance(function, ast.Name) and function.id == "make":
-        return "__init__"
     if not isinstance(function, ast.Attribute):
         return None
     owner, name = ast.unparse(function.value), function.attr

@@ -8,9 +8,10 @@ import weakref
 
 import pytest
 
-from eventengine import ClosedResourceError, ResourceQuota, admission, unsent
-from eventengine.admission import PATIENCE, STALLED, Admission, Upload
+from eventengine import ClosedResourceError, ResourceQuota, admission, unsent, upload
+from eventengine.admission import PATIENCE, STALLED, Admission
 from eventengine.unsent import Pieces, Watcher
+from eventengine.upload import Upload
 from turned_loop import Loop
 
 KIB = 1 << 10
@@ -19,7 +20,7 @@ KIB = 1 << 10
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     made = Loop()
-    for module in (admission, unsent):
+    for module in (admission, upload, unsent):
         monkeypatch.setattr(module, "monotonic", lambda: made.now)
     monkeypatch.setattr(unsent, "COST", 0)
     return made

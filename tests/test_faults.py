@@ -92,7 +92,7 @@ def goes_on(app: Application) -> None:
 
 
 CONNECTING: list[tuple[str, Callable[[int], Action], tuple[int, ...]]] = [
-    ("core.sockets make_socket __init__", failing, (*EXHAUSTED, errno.EACCES)),
+    ("core.host Host.new_socket __init__", failing, (*EXHAUSTED, errno.EACCES)),
     ("core.sockets make_socket setblocking", failing, (errno.ENOBUFS,)),
     ("core.sockets set_options setsockopt", failing, (errno.ENOBUFS, errno.EINVAL, errno.ENOPROTOOPT)),
     (

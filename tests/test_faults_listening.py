@@ -55,7 +55,7 @@ def refused(call: Callable[[], object]) -> tuple[str, int | None]:
 
 
 BINDING: list[tuple[str, tuple[int, ...]]] = [
-    ("core.sockets Listening.__init__ __init__", EXHAUSTED),
+    ("core.host ListeningSocket.__init__ __init__", EXHAUSTED),
     ("core.sockets make_socket setblocking", (errno.ENOBUFS,)),
     ("core.sockets set_options setsockopt", (errno.ENOBUFS, errno.ENOPROTOOPT)),
     ("core.sockets bind_and_listen setsockopt", (errno.ENOBUFS, errno.ENOPROTOOPT)),
@@ -172,9 +172,11 @@ def test_a_connection_that_breaks_before_it_is_accepted_and_a_lack_of_anything_l
         app = Application(engine, quota, ledger)
         accepting = app.listen()
         for number in numbers:
-            with faults.at(ACCEPT, failing(number)), connect(accepting.address) as peer:
-                accepting.next().close()
-                assert receive_all(peer) == b""
+            with faults.at(ACCEPT, failing(number)) as left:
+                while left:  # a call that had begun before may take the connection
+                    with connect(accepting.address) as peer:
+                        accepting.next().close()
+                        assert receive_all(peer) == b""
         accepting.close()
         app.on_loop(lambda: None)
         assert quota.connections.used == 0
@@ -256,7 +258,7 @@ ADOPTING: list[tuple[str, tuple[int, ...]]] = [
     ("core.inherited _look_at __init__", (errno.ENOBUFS,)),
     ("core.inherited take_listening getsockopt", (errno.ENOBUFS,)),
     ("core.inherited take_listening getsockname", (errno.ENOBUFS,)),
-    ("core.sockets Listening.__init__ __init__", (errno.ENOBUFS,)),
+    ("core.host ListeningSocket.__init__ __init__", (errno.ENOBUFS,)),
     ("core.inherited _take setblocking", (errno.ENOBUFS,)),
     ("core.inherited _take set_inheritable", (errno.ENOBUFS,)),
 ]

@@ -23,7 +23,7 @@ LAYERS = (
     ("slices", "reclaim", "tally", "names"),
     ("memory_quota",),
     ("memory",),
-    ("quota", "unsent"),
+    ("quota", "unsent", "upload"),
     ("admission",),
     ("idle",),
     ("engine", "target", "attempts"),

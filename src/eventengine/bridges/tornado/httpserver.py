@@ -30,13 +30,14 @@ from tornado.httputil import (
 from tornado.iostream import IOStream
 from tornado.log import gen_log
 
-from eventengine.admission import Admission, Upload
+from eventengine.admission import Admission
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, counted
 from eventengine.bridges.tornado.websockets import Message
 from eventengine.quota import as_quota
+from eventengine.upload import Upload
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection

@@ -32,15 +32,14 @@ from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError
 from tornado.log import gen_log
 from tornado.netutil import ssl_wrap_socket
 
-from eventengine.admission import Upload
 from eventengine.bridges.tornado.bound import TLS_COST
 from eventengine.bridges.tornado.streams import Counted, made_anew, opened
 from eventengine.bridges.tornado.websockets import Message
+from eventengine.upload import Upload
 
 if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
     from eventengine.bridges.tornado.bound import Bound
-    from eventengine.unsent import Unsent
 
 __all__ = ["Bounded", "BoundedIOStream", "BoundedSSLIOStream", "bounded", "taken_over"]
 
@@ -69,7 +68,7 @@ class _Buffer(Upload):
         if moves and self.held:
             if self not in self._admission.moving:
                 self.moved()
-                self._admission.watch(cast("Unsent", self))  # of which it only looks at what both have
+                self._admission.watch(self)
         elif not self.wanted and self in self._admission.moving:
             self._admission.forget(self)
 

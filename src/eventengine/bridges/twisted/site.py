@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from twisted.logger import Logger
 from twisted.web.server import Request, Site
 
-from eventengine.admission import Upload
 from eventengine.bridges.twisted.bound import Bound
 from eventengine.quota import as_quota
 from eventengine.tally import Tally, number_of
+from eventengine.upload import Upload
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure

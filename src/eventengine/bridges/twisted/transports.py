@@ -23,11 +23,12 @@ for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py
 
 from __future__ import annotations
 
+import errno
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from twisted.internet import tcp, unix
+from twisted.internet import main, tcp, unix
 
 from eventengine.bridges.twisted.bound import COST, TLS_COST, Bound
 from eventengine.unsent import Unsent
@@ -356,17 +357,16 @@ class Accepted(Charged):
 
 
 class _OverTCP(tcp.Connection):
-    """What a socket takes at once goes to it directly, without Twisted's loop for EINTR, which Python has, too."""
+    """What a socket takes goes to it directly, without Twisted's loop for EINTR, which Python has, too."""
 
     __slots__ = ()
 
     def writeSomeData(self, data: Any) -> Any:
-        if len(data) <= self.SEND_LIMIT:
-            try:
-                return self.socket.send(data)
-            except OSError:  # which Twisted's own attempt meets and tells
-                pass
-        return super().writeSomeData(data)
+        piece = data if len(data) <= self.SEND_LIMIT else memoryview(data)[: self.SEND_LIMIT]
+        try:
+            return self.socket.send(piece)
+        except OSError as error:
+            return 0 if error.errno in (errno.EWOULDBLOCK, errno.ENOBUFS) else main.CONNECTION_LOST
 
 
 class QuotaServer(Accepted, _OverTCP, tcp.Server):
