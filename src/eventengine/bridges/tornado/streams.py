@@ -127,7 +127,11 @@ class Counted(IOStream):
     def hold_head(self, amount: int) -> None:
         """Charges what the head of a request takes, until the next begins; a small one is charged with any
         connection."""
-        if amount <= READ_AHEAD or self.closed():
+        if amount <= READ_AHEAD:
+            if not self._head:
+                return
+            amount = 0
+        elif self.closed():
             amount = 0
         more, self._head = amount - self._head, amount
         if more > 0:

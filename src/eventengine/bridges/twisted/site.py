@@ -45,43 +45,47 @@ _TOO_LARGE: Final = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nCon
 
 
 class _QuotaRequest(Request):
-    """Its methods are those by which Twisted's channel tells it what comes."""
-
-    _upload: Upload | None = None
+    """It becomes an `_UploadRequest` when it has a body, so that one without is handled as stock ones are."""
 
     def gotLength(self, length: int | None) -> None:
-        is_spooled = False
-        if length != 0:
-            site: QuotaSite = cast("Any", self.channel).site
-            upload = self._upload = Upload(site.admission, self._cut)
-            is_spooled = not upload.try_ask(length if length is not None and length < _SPOOLED else 0)
-        super().gotLength(None if is_spooled else length)
+        if length == 0:
+            super().gotLength(length)
+        else:
+            receiving: Any = self
+            receiving.__class__ = _UploadRequest
+            receiving.begin(length)
+
+
+class _UploadRequest(_QuotaRequest):
+    """Its methods are those by which Twisted's channel tells it what comes."""
+
+    _upload: Upload
+
+    def begin(self, length: int | None) -> None:
+        site: QuotaSite = cast("Any", self.channel).site
+        self._upload = Upload(site.admission, self._cut)
+        is_held = self._upload.try_ask(length if length is not None and length < _SPOOLED else 0)
+        Request.gotLength(self, length if is_held else None)
 
     def handleContentChunk(self, data: bytes) -> None:
-        if self._upload is not None:
-            self._upload.moved()
+        self._upload.moved()
         super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if self._upload is not None:
-            size: int = cast("Any", self.content).tell()
-            if command == b"POST" and size > _SPOOLED and self._is_form and not self._upload.try_ask(size * _FORM):
-                self._refuse(_TOO_LARGE)
-                return
-            self._upload.complete()
+        size: int = cast("Any", self.content).tell()
+        if command == b"POST" and size > _SPOOLED and self._is_form and not self._upload.try_ask(size * _FORM):
+            self._refuse(_TOO_LARGE)
+            return
+        self._upload.complete()
         super().requestReceived(command, path, version)
 
     def finish(self) -> None:
         super().finish()
-        self._end()
+        self._upload.end()
 
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
-        self._end()
-
-    def _end(self) -> None:
-        if self._upload is not None:
-            self._upload.end()
+        self._upload.end()
 
     @property
     def _is_form(self) -> bool:
@@ -97,7 +101,7 @@ class _QuotaRequest(Request):
         channel.site.cut.add()
         if getattr(channel, "transport", None) is None:  # a stream of HTTP/2: it is reset, and the others go on
             channel.abortConnection()
-            self._end()
+            self._upload.end()
             return
         channel.transport.write(answer)
         channel.loseConnection()
