@@ -541,6 +541,19 @@ def test_of_those_who_take_nothing_who_has_held_most_for_longest_is_cut_first(lo
     assert {name for name, each in connections.items() if each.is_cut} == {"most"}
 
 
+def test_who_holds_little_and_has_not_moved_for_a_moment_is_not_cut_for_who_writes_much_now(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    little = Connection(uploads, "had no turn to read")
+    little.write(2 * KIB)
+    loop.go(0.02)
+    much = Connection(uploads, "writes much")
+    much.write(60 * KIB)
+    much.takes = 50 * KIB
+    much.write(50 * KIB)
+    assert (little.is_cut, much.is_cut) == (False, False)
+    assert uploads.memory.used <= 100 * KIB
+
+
 def test_a_quota_that_is_made_smaller_is_kept_to_though_nobody_writes(loop: Loop) -> None:
     uploads = Uploads(loop)
     silent, reading = Connection(uploads, "takes nothing"), Connection(uploads, "reads")

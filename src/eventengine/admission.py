@@ -27,7 +27,8 @@ Rules:
    `_posted` makes one letter of many wake-ups.
 5. A write that takes more than there is has connections ended within it, for the application may go on writing without
    letting the loop turn: first idle ones (see `idle`), then, of those with something unsent, who holds most and has
-   moved least (bytes times the seconds since it moved), and so on until it fits. Each of these is first given the
+   moved least (bytes times the seconds since it moved, and a quarter more, or one that holds little and has not moved
+   for a turn would go before all that write in it), and so on until it fits. Each of these is first given the
    chance to send: its peer may read, and only the loop have had no turn to notice. The same is done when a look finds
    that the quota was made smaller. Where another loop has more unsent, that one is asked to cut, by a letter; but who
    has half of the quota cuts its own, for the other may have stopped.
@@ -184,7 +185,7 @@ class Admission:
             now = monotonic()
             worst = max(
                 (each for each in self.moving if isinstance(each, Unsent)),
-                key=lambda each: (each.held * (now - each.moved_at), each.held),
+                key=lambda each: each.held * (now - each.moved_at + _LOOKS),
                 default=None,
             )
             if worst is None:
