@@ -20,7 +20,7 @@ from eventengine.testing.application import Accepting, Application, Callback, Le
 from eventengine.testing.oracle import pattern
 
 SIZE = 64 << 10
-IMPATIENT = EndpointConfig(user_timeout=1.0)
+IMPATIENT = EndpointConfig(user_timeout=2.5)
 PROBING = EndpointConfig(keepalive=True, keepalive_idle=1, keepalive_interval=1, keepalive_count=2)
 PLAIN = EndpointConfig()
 
