@@ -34,7 +34,11 @@ class BadNetwork(ABC):
 
     @abstractmethod
     def mend(self) -> None:
-        """Packets arrive again, as before."""
+        """Packets arrive again, as at first."""
+
+    @abstractmethod
+    def calm(self) -> None:
+        """No packet is lost, until `cut` or `mend`."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -63,6 +67,9 @@ class Netem(BadNetwork):
     def mend(self) -> None:
         self._have("change", LOSS)
 
+    def calm(self) -> None:
+        self._have("change", 0.0)
+
     def close(self) -> None:
         run("tc qdisc del dev lo root")
 
@@ -78,17 +85,21 @@ class Mirror(BadNetwork):
         run(f"ip addr add {OURS}/24 dev mirror")
         run("ip link set mirror up")
         self._chance = random.Random(seed)
-        self._is_cut = self._is_over = False
+        self._is_over = False
+        self._loss = LOSS
         self._late: list[tuple[float, int, bytes]] = []
         self._count = 0
         self._thread = threading.Thread(target=self._mirror)
         self._thread.start()
 
     def cut(self) -> None:
-        self._is_cut = True
+        self._loss = 1.0
 
     def mend(self) -> None:
-        self._is_cut = False
+        self._loss = LOSS
+
+    def calm(self) -> None:
+        self._loss = 0.0
 
     def close(self) -> None:
         self._is_over = True
@@ -102,11 +113,11 @@ class Mirror(BadNetwork):
                 self._take(os.read(self._tun, 65536))
             while self._late and self._late[0][0] <= time.monotonic():
                 packet = heapq.heappop(self._late)[2]
-                if not self._is_cut:
+                if self._loss < 1.0:
                     os.write(self._tun, packet)
 
     def _take(self, packet: bytes) -> None:
-        if self._is_cut or packet[0] >> 4 != 4 or self._chance.random() < LOSS:
+        if packet[0] >> 4 != 4 or self._chance.random() < self._loss:
             return
         for _ in range(2 if self._chance.random() < DOUBLED else 1):
             self._count += 1
