@@ -739,6 +739,35 @@ def test_who_trickles_into_nearly_the_whole_quota_keeps_nobody_out() -> None:
     run(case)
 
 
+class Pieces(RequestHandler):
+    """Answers with whether its socket delays small segments no more, before the answer and after each piece of it."""
+
+    async def get(self, count: str) -> None:
+        self.set_header("Content-Length", int(count) + 1)
+        for _ in range(int(count)):
+            self.write(self.nodelay())
+            await self.flush()
+        self.finish(self.nodelay())
+
+    def nodelay(self) -> str:
+        sock: socket.socket = self.request.connection.stream.socket  # type: ignore[union-attr]
+        return str(int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0))
+
+
+def test_the_pieces_of_an_answer_are_collected_as_by_tornado_and_its_end_is_sent_at_once() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        answers = []
+        async with serving_site(quota, [("/(.*)", Pieces)]) as port, Client.to(port) as client:
+            for count in (0, 0, 3, 2, 0):
+                client.get(f"/{count}")
+                answers.append(await client.answer())
+        # Once set it stays, for the first piece of an answer is sent at once either way.
+        assert [text for _, text in answers] == ["0", "1", "1100", "110", "1"]
+
+    run(case)
+
+
 def test_configure_takes_effect_in_application_listen() -> None:
     async def case() -> None:
         HTTPServer.configure(QuotaHTTPServer, quota="1MiB")

@@ -301,6 +301,7 @@ class _Admitted(HTTPMessageDelegate):
         """To a websocket: what is read is charged from now on, as by a QuotaTCPServer."""
         made = taken_over(stream, stream.bound, Message())
         made.read_chunk_size = self._server.body_chunk_size
+        made.set_nodelay(False)  # as Tornado's is between requests
         self._connection.stream = cast("HTTP1ServerConnection", self._server_conn).stream = made
 
     async def _begin_to_stream(self, prepared: Awaitable[None], length: int) -> None:

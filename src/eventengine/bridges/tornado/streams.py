@@ -246,13 +246,15 @@ def _forget_frames(error: OSError) -> None:
 
 
 class _CountedIOStream(Counted):
-    """One without TLS. It spares each request a read that finds nothing, and what Tornado keeps for a write that waits:
-    together a twentieth of a small one."""
+    """One without TLS. It spares each request a read that finds nothing, what Tornado keeps for a write that waits, and
+    the two system calls by which it has each answer sent to its end: together a twelfth of a small one."""
 
-    __slots__ = ("_is_drained",)
+    __slots__ = ("_has_nodelay", "_is_drained", "_is_nodelay_over")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._is_drained = False
+        self._has_nodelay = False  # the socket
+        self._is_nodelay_over = False  # and is not to, from the second write of an answer on
         super().__init__(*arguments, **options)
 
     def begin_body(self, chunk_size: int) -> None:
@@ -267,7 +269,18 @@ class _CountedIOStream(Counted):
         self._is_drained = n is not None and 0 < n < len(buf)
         return n
 
+    def set_nodelay(self, value: bool) -> None:
+        """Tornado sets it at the end of each answer, and takes it back. An answer in one piece is sent at once either
+        way, so that it stays, until there is a second piece."""
+        self._is_nodelay_over = not value and self._has_nodelay
+        if value and not self._has_nodelay:
+            self._has_nodelay = True
+            super().set_nodelay(True)
+
     def write(self, data: bytes | memoryview) -> Future[None]:
+        if self._is_nodelay_over and self.is_answered:
+            self._is_nodelay_over = self._has_nodelay = False
+            super().set_nodelay(False)
         if not isinstance(data, bytes) or not 0 < len(data) <= _AT_ONCE or self.writing() or self.closed():
             return super().write(data)
         try:
