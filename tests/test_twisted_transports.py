@@ -32,6 +32,7 @@ pytest.importorskip("twisted", reason="Twisted is not installed")
 
 import twisted.internet
 from twisted.internet import tcp
+from twisted.internet.address import IPv4Address
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
@@ -328,6 +329,18 @@ def test_it_is_shown_as_twisted_s_own_is(make_home: MakeHome) -> None:
     assert repr(other.transport) == f"<Recorder #0 on {stock.getHost().port}>"
     home.await_deferred(port.stopListening)
     assert repr(protocol.transport) == text
+
+
+def test_each_connection_says_at_which_address_it_was_reached(make_home: MakeHome) -> None:
+    home = make_home("1MiB")
+    port = home.keep_port(home.call(lambda: home.reactor.listenTCP(0, home.factory(), interface="0.0.0.0")))
+    for host in ("127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.1"):
+        home.keep(socket.create_connection((host, port.getHost().port)))
+    protocols = [home.next() for _ in range(4)]
+    for _ in range(2):  # it is asked once
+        said = [home.call(protocol.transport.getHost) for protocol in protocols]
+        assert said == [IPv4Address("TCP", f"127.0.0.{n}", port.getHost().port) for n in (1, 2, 2, 1)]
+    assert said[1] is said[2]  # and kept once for those that are alike, as a rule
 
 
 # What is written

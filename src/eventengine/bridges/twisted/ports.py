@@ -138,10 +138,12 @@ class QuotaPort(_Bounded, tcp.Port):
 
     Attributes:
         number: That on which it listens, and has listened when it listens no more.
+        last_host: The address at which a client has reached it that was asked for last.
     """
 
     transport = QuotaServer
     number: int
+    last_host: Any = None
 
     def __init__(
         self, port: Any, factory: Any, backlog: Any, interface: Any, reactor: Any, bound: Bound | None = None
