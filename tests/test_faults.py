@@ -198,12 +198,13 @@ def test_while_the_quota_is_full_an_error_is_told_and_a_look_in_vain_waits(
 
 
 SEND_AT_ONCE = "core.writing WritingHalf.write send"
+SEVERAL_AT_ONCE = "core.writing WritingHalf.write sendmsg"
 SEND = "core.writing WritingHalf._send send"
 SEND_SEVERAL = "core.writing WritingHalf._send_several sendmsg"
 
 
 def write_by(app: Application, endpoint: Endpoint, site: str, parts: list[bytes]) -> Callback[Status]:
-    """A write that comes by this site: at once on the loop, later from a thread, or with several parts."""
+    """A write that comes by this site: at once on the loop or later from a thread, with one part or several."""
     data = SliceBuffer([b"".join(parts)] if site in (SEND_AT_ONCE, SEND) else parts)
     on_writable = Callback[Status](app.ledger)
 
@@ -212,7 +213,7 @@ def write_by(app: Application, endpoint: Endpoint, site: str, parts: list[bytes]
             on_writable(Status.OK)
 
     engine = app.engine
-    if site == SEND_AT_ONCE and engine.callbacks_block_polling:
+    if site in (SEND_AT_ONCE, SEVERAL_AT_ONCE) and engine.callbacks_block_polling:
         app.on_loop(write)
     else:
         write()
@@ -221,7 +222,8 @@ def write_by(app: Application, endpoint: Endpoint, site: str, parts: list[bytes]
 
 def write_sites(app: Application) -> tuple[str, ...]:
     # A pool's callbacks are not on the loop's thread, and from elsewhere all goes by `_send`.
-    return (SEND_AT_ONCE, SEND, SEND_SEVERAL) if app.engine.callbacks_block_polling else (SEND, SEND_SEVERAL)
+    at_once = (SEND_AT_ONCE, SEVERAL_AT_ONCE) if app.engine.callbacks_block_polling else ()
+    return (*at_once, SEND, SEND_SEVERAL)
 
 
 def test_a_write_ends_with_what_send_says_and_so_do_later_ones(app: Application, faults: Faults) -> None:
@@ -251,12 +253,13 @@ def test_sends_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order
     parts = [pattern(3000, n) for n in range(3)]
     for site in write_sites(app):
         with OracleServer() as server, closing(app.connect(server.address)) as endpoint, server.accept() as peer:
-            odd = [short(1)] if site == SEND_AT_ONCE else [short(1), failing(errno.EAGAIN), short(2999), short(7)]
+            is_at_once = site in (SEND_AT_ONCE, SEVERAL_AT_ONCE)  # and only once: `_send` goes on
+            odd = [short(1)] if is_at_once else [short(1), failing(errno.EAGAIN), short(2999), short(7)]
             with faults.at(site, *odd):
                 on_writable = write_by(app, endpoint, site, parts)
                 assert receive(peer, 9000) == b"".join(parts)
                 assert on_writable.result().ok
-            if site == SEND_AT_ONCE:
+            if is_at_once:
                 with faults.at(site, failing(errno.EAGAIN)):
                     assert write_by(app, endpoint, site, parts).result().ok
                     assert receive(peer, 9000) == b"".join(parts)

@@ -80,9 +80,12 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             self._hand_over_write(on_writable, data)
             return False
         parts = data._parts
-        if len(parts) == 1 and size <= AT_ONCE and self._unwritable is None:
+        if size <= AT_ONCE and len(parts) <= _PARTS_PER_CALL and self._unwritable is None:
             try:
-                n = self._sock.send(parts[0], _NO_SIGNAL)
+                if len(parts) == 1:
+                    n = self._sock.send(parts[0], _NO_SIGNAL)
+                else:
+                    n = self._sock.sendmsg(parts, (), _NO_SIGNAL)
             except BlockingIOError:
                 n = 0
             except OSError as error:
@@ -91,11 +94,11 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             done = n == size
             if done:
                 data._length = 0
-                recycle_last(parts)
+                while parts:
+                    recycle_last(parts)
             else:
-                if n:
-                    parts[0] = parts[0][n:]
                 self._take_out(data)
+                _drop(self._out, n)
         else:
             self._take_out(data)
             done = self._send() is _OK
@@ -177,15 +180,8 @@ class WritingHalf(ReadingHalf, HalfCloseable):
                 else:
                     size, n = self._send_several(out, room)
                 room -= n
-                short = n < size
-                while n:
-                    left = len(out[-1])
-                    if n < left:
-                        out[-1] = out[-1][n:]
-                        break
-                    recycle_last(out)
-                    n -= left
-                if short:  # the socket's buffer is full; to try again now would be in vain
+                _drop(out, n)
+                if n < size:  # the socket's buffer is full; to try again now would be in vain
                     return None
             return _OK
         except BlockingIOError:
@@ -217,3 +213,14 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         if not self._closed:
             with contextlib.suppress(OSError):  # the connection is broken, which the next read will say
                 self._sock.shutdown(socket.SHUT_WR)
+
+
+def _drop(out: list[memoryview], n: int) -> None:
+    """Takes the `n` bytes that were sent out of what is to be."""
+    while n:
+        left = len(out[-1])
+        if n < left:
+            out[-1] = out[-1][n:]
+            return
+        recycle_last(out)
+        n -= left

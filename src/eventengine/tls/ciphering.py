@@ -36,8 +36,9 @@ RECORD: Final = 16384
 _LONGEST_RECORD: Final = 5 + RECORD + 2048
 _PIECE: Final = 2 * RECORD
 """Bytes that OpenSSL encrypts at a time; it is given half as much to decrypt, when it has not got a record."""
-BATCH: Final = 1 << 18
-"""Bytes that are encrypted for one write below; more wait for its end."""
+BATCH: Final = 3 * _PIECE
+"""Bytes that are encrypted for one write below; more wait for its end. With 128 KiB glibc gives the memory back to the
+system with each, and takes it anew page by page; and a peer runs dry meanwhile, and has to be woken each time."""
 
 
 class Decrypter:
@@ -187,49 +188,57 @@ class Encrypter:
         while self._plain:
             recycle_last(self._plain)
 
-    def encrypt(self) -> SliceBuffer:
-        """Ciphertext for one write below: what OpenSSL has to say itself, and of the plaintext up to BATCH bytes.
+    def encrypt(self, write_below: Callable[[list[memoryview]], bool]) -> None:
+        """Gives to `write_below` what OpenSSL has to say itself, and the plaintext as ciphertext, for BATCH bytes of it
+        at a time, until all was given, or that says no.
 
         Raises ssl.SSLError when nothing can be written any more.
         """
-        # All in one loop, and without `append`: at these rates what is called for each piece is a tenth of the whole.
-        ciphertext = SliceBuffer()
-        parts, plain, piece, outgoing = ciphertext._parts, self._plain, self._piece, self._outgoing
+        # With as few steps as can be for each piece: at these rates Python's are a fifth of the whole.
+        plain, piece, outgoing = self._plain, self._piece, self._outgoing
         write, read = self._tls.write, outgoing.read
-        size = 0
+        parts: list[memoryview] = []
+        left = BATCH
         self.waits_for_the_peer = False
         if outgoing.pending:
             parts.append(memoryview(read()))
-            size = len(parts[0])
         try:
-            while size < BATCH:
+            while plain or self._again:
                 if self._again:
                     write(self._again)
+                    parts.append(memoryview(read()))
+                    left -= len(self._again)
                     self._again = b""
-                elif not plain:
-                    break
-                elif len(first := plain[-1]) > piece:
-                    write(first[:piece])
-                    plain[-1] = first[piece:]
-                elif len(first) >= RECORD or len(plain) == 1:
-                    write(first)
-                    del first
-                    recycle_last(plain)
+                elif len(first := plain[-1]) >= RECORD or len(plain) == 1:
+                    done = 0
+                    end = min(left, len(first))
+                    try:
+                        while done < end:
+                            write(first[done : done + piece])
+                            parts.append(memoryview(read()))
+                            done += piece
+                    finally:
+                        plain[-1] = first[done:]
+                        del first
+                    left -= done
+                    if not plain[-1]:
+                        recycle_last(plain)
                 else:
                     del first
                     # Kept, for OpenSSL wants the very same bytes when it has to be asked again.
                     self._again = self._join(min(piece, RECORD))
                     continue
-                part = memoryview(read())
-                parts.append(part)
-                size += len(part)
+                if left <= 0:
+                    if not write_below(parts):
+                        return
+                    parts = []
+                    left = BATCH
         except ssl.SSLWantReadError:
             self.waits_for_the_peer = True
             if outgoing.pending:
                 parts.append(memoryview(read()))
-                size += len(parts[-1])
-        ciphertext._length = size
-        return ciphertext
+        if parts:
+            write_below(parts)
 
     def end(self, incoming: ssl.MemoryBIO) -> bytes:
         """Ends our stream: what is to be sent. The peer's goes on, if what there is of it was set aside."""

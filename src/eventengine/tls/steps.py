@@ -72,6 +72,7 @@ class Steps(Endpoint):
         "_read_ended",
         "_reading",
         "_reads_below",
+        "_sealed",
         "_sent",
         "_tls",
         "_to_write",
@@ -111,6 +112,7 @@ class Steps(Endpoint):
         self._has_tickets = bool(outgoing.pending)  # and no turn was taken yet
         self._ciphertext = SliceBuffer()  # what the read below brings
         self._reads_below = self._writes_below = False
+        self._sealed = SliceBuffer()  # what is written below
         self._outgoing_charge = 0
         self._end_below: Status | None = None
         self._unwritable: Status | None = None
@@ -252,46 +254,53 @@ class Steps(Endpoint):
 
     def _go_on_writing(self) -> None:
         """Encrypts and writes below, as long as that is done at once."""
-        encrypter = self._encrypter
-        while not self._writes_below:
-            if self._must_end:
-                self._must_end = False
-                self._decrypter.set_aside()
-                self._send_close_notify()
-                return
-            if self._unwritable is None and (
-                encrypter.has_plaintext or (encrypter.output and not self._has_tickets)
-            ):
-                try:
-                    ciphertext = encrypter.encrypt()
-                except ssl.SSLError as error:
-                    self._unwritable = status_of(error, "writing")
-                    encrypter.drop()
-                    ciphertext = encrypter.encrypt()  # the alert
-                if ciphertext._length:
-                    last = None if encrypter.has_plaintext or self._writing is None else self._writing[3]
-                    self._write_below(ciphertext, last)
-                    continue
-            if self._writing is not None and (self._unwritable is not None or not encrypter.has_plaintext):
-                encrypter.drop()
-                self._end_write(_OK if self._unwritable is None else self._unwritable)
+        if self._writes_below:
             return
+        if self._must_end:
+            self._must_end = False
+            self._decrypter.set_aside()
+            self._send_close_notify()
+            return
+        encrypter = self._encrypter
+        if self._unwritable is None and (encrypter.has_plaintext or (encrypter.output and not self._has_tickets)):
+            try:
+                encrypter.encrypt(self._write_below)
+            except ssl.SSLError as error:
+                encrypter.drop()
+                encrypter.encrypt(self._write_below)  # the alert
+                self._unwritable = status_of(error, "writing")
+        if (
+            self._writing is not None
+            and not self._writes_below
+            and (self._unwritable is not None or not encrypter.has_plaintext)
+        ):
+            encrypter.drop()
+            self._end_write(_OK if self._unwritable is None else self._unwritable)
 
-    def _write_below(self, ciphertext: SliceBuffer, sink: WriteEventSink | None) -> None:
-        size = ciphertext._length
+    def _write_below(self, parts: list[memoryview]) -> bool:
+        """Whether that was done at once, and more can be written."""
+        ciphertext = self._sealed
+        ciphertext._parts = parts
+        ciphertext._length = size = sum(map(len, parts))
+        sink = None if self._writing is None else self._writing[3]
+        if sink is not None and self._encrypter.has_plaintext:
+            sink = None  # it hears of the last
         try:
             if self._below.write(self._on_sent, ciphertext, sink=sink):
-                return
+                return True
         except (ClosedResourceError, ForkedProcessError):
+            ciphertext.clear()
             self._unwritable = CLOSED
             self._is_gone = True
-            return
+            return False
         self._writes_below = True
         if self._writing is not None:  # else it is a few bytes that the application did not ask for
             self._outgoing_charge = self._memory.take(size, size)
+        return False
 
     def _take_sent(self, status: Status) -> None:
         self._writes_below = False
+        self._sealed.clear()
         self._memory.give(self._outgoing_charge)
         self._outgoing_charge = 0
         if not status.ok:
@@ -343,7 +352,7 @@ class Steps(Endpoint):
         self._has_ended = True
         ending = self._encrypter.end(self._incoming)
         if ending and self._unwritable is None:
-            self._write_below(SliceBuffer([ending]), None)
+            self._write_below([memoryview(ending)])
 
     def _close_below(self) -> None:
         with contextlib.suppress(ForkedProcessError):

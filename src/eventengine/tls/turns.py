@@ -77,6 +77,8 @@ class Turns(Steps):
                 strand.release()
             if not self._again:
                 break
+        if read is None and (written is None or written[0] is caller):  # as a rule, of a call that writes
+            return None if written is None else written[1]
         outcome: Status | None = None
         if read is not None and read[0] is caller:
             outcome = read[1]
