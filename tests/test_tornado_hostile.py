@@ -200,7 +200,7 @@ def test_little_is_read_beyond_a_request_while_there_is_little_room(chunked: boo
             writer.write(head + b"1\r\nx\r\n0\r\n\r\n" if chunked else put(b"x"))
             writer.write(b"GET / HTTP/1.1\r\nx: " + bytes(60 * KIB))
             await until(lambda: site.came == 1)
-            assert quota.memory.used < 910 * KIB
+            assert quota.memory.used < (930 if chunked else 910) * KIB  # with room for a piece of the body
             site.permits.release()
             assert await answer(reader) == b"1"
             quota.memory.give(held)

