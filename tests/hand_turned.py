@@ -150,11 +150,9 @@ def elsewhere(function: Callable[[], object]) -> None:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Garbage is collected when the test says so, and then of what was made since alone, which is soon done."""
+    """Garbage is collected when the test says so."""
     gc.disable()
-    gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.enable()
