@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -102,4 +103,10 @@ def reset(connection: socket.socket) -> None:
 
 def pattern(size: int, seed: int = 0) -> bytes:
     """Bytes of which no part is like another, the same for each `seed`."""
+    return _kept_pattern(size, seed) if size <= 1 << 21 else random.Random(seed).randbytes(size)
+
+
+@lru_cache(maxsize=16)
+def _kept_pattern(size: int, seed: int) -> bytes:
+    """Many tests want the same one, and a mebibyte takes longer to make than most of them take."""
     return random.Random(seed).randbytes(size)
