@@ -75,12 +75,14 @@ def applies(request: pytest.FixtureRequest) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(autouse=True)
-def peers_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith("eventengine.testing.") and module is not oracle:
-            for attribute, value in list(vars(module).items()):
-                if value is oracle.OracleServer:
-                    monkeypatch.setattr(module, attribute, TLSOracleServer)
-                elif value is oracle.connect:
-                    monkeypatch.setattr(module, attribute, tls_connect)
+@pytest.fixture(scope="module", autouse=True)
+def peers_over_tls() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("eventengine.testing.") and module is not oracle:
+                for attribute, value in list(vars(module).items()):
+                    if value is oracle.OracleServer:
+                        monkeypatch.setattr(module, attribute, TLSOracleServer)
+                    elif value is oracle.connect:
+                        monkeypatch.setattr(module, attribute, tls_connect)
+        yield

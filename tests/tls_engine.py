@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from inspect import iscoroutinefunction
 from typing import Any, Self, TypeVar
 
@@ -39,6 +39,14 @@ from wrapped_engine import UnderWay, WrappedEngine
 E = TypeVar("E")
 
 
+@cache
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A client's and a server's, for all: to make them takes longer than to shake hands."""
+    client, server = certificates().client_context(), certificates().server_context()
+    server.num_tickets = 0  # which a client that does not read would answer with a reset when it closes
+    return client, server
+
+
 class TLSEventEngine(WrappedEngine):
     """Connects and accepts as `inner` does, and gives its connections out when their handshakes are done."""
 
@@ -46,9 +54,7 @@ class TLSEventEngine(WrappedEngine):
         super().__init__(inner)
         self._handles = itertools.count(1 << 40)
         self._stages: dict[ConnectionHandle, _Stage] = {}
-        self._client = certificates().client_context()
-        self._server = certificates().server_context()
-        self._server.num_tickets = 0  # which a client that does not read would answer with a reset when it closes
+        self._client, self._server = _contexts()
 
     def connect(
         self,
@@ -251,8 +257,7 @@ class TLSOracleServer(OracleServer):
     def __init__(self, address: ResolvedAddress | None = None, *, backlog: int = 128) -> None:
         super().__init__(address, backlog=backlog)
         self._accepted: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        self._context = certificates().server_context()
-        self._context.num_tickets = 0
+        self._context = _contexts()[1]
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="TLS oracle")
         self._thread.start()
@@ -278,4 +283,4 @@ class TLSOracleServer(OracleServer):
 def tls_connect(address: ResolvedAddress, *, receive_buffer_size: int | None = None) -> socket.socket:
     """As `oracle.connect`."""
     connection = oracle.connect(address, receive_buffer_size=receive_buffer_size)
-    return _shake(connection, certificates().client_context(), server_hostname=HOST)
+    return _shake(connection, _contexts()[0], server_hostname=HOST)
