@@ -13,6 +13,8 @@ from engines import KINDS, Kind, factory, skip_unless_installed
 from eventengine import EventEngine
 from eventengine.testing.conformance import *
 
+pytestmark = pytest.mark.usefixtures("tries_again_soon")
+
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.id)
 def kind(request: pytest.FixtureRequest) -> Kind:

@@ -11,6 +11,8 @@ from eventengine.testing import SimulatedEventEngine
 from eventengine.testing.conformance import *
 from simulated_sockets import PacedSimulation, passing_time, put_peers_on
 
+pytestmark = pytest.mark.usefixtures("tries_again_soon")
+
 FILES = "unix sockets of the simulated network have no files"
 FORK = "a forked child has not the thread that lets time pass"
 NOT_SIMULATED = dict.fromkeys(

@@ -35,6 +35,8 @@ from eventengine.testing.conformance.robustness import *
 from eventengine.testing.conformance.waiting import *
 from eventengine.testing.conformance.writing import *
 
+pytestmark = pytest.mark.usefixtures("tries_again_soon")
+
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
 
