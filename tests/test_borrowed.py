@@ -172,7 +172,7 @@ def test_while_no_read_is_outstanding_the_peer_is_held_back(
     ):
         oracle.sendall(data[:1000])
         first = app.receive(endpoint, 1000)
-        oracle.settimeout(1.0)
+        oracle.settimeout(0.3)
         sent = 1000
         try:
             while sent < len(data):

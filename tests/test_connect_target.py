@@ -30,8 +30,8 @@ from eventengine import (
     TargetConnection,
     TaskHandle,
     connect_target,
+    connecting,
 )
-from eventengine.connecting import ATTEMPT_DELAY
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import (
     anywhere,
@@ -277,14 +277,21 @@ def test_addresses_that_refuse_are_passed_over_at_once(app: Application) -> None
     assert told == [*expected, str(server.address), f"{server.address} connected"]
 
 
-def test_an_address_that_is_silent_is_overtaken_by_the_next_and_cancelled(app: Application) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The seconds between two attempts, fewer than there are; for tests in which no attempt fails."""
+    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.02)
+    return connecting.ATTEMPT_DELAY
+
+
+def test_an_address_that_is_silent_is_overtaken_by_the_next_and_cancelled(app: Application, soon: float) -> None:
     with silent(2) as hanging, OracleServer() as server:
         watched = Watched(app.engine)
         endpoint = connect(app, list_of(*hanging, server.address), engine=watched)
         assert isinstance(endpoint, Endpoint)
         assert endpoint.peer_address == server.address
         endpoint.close()
-    delay = f"after {ATTEMPT_DELAY:g}"
+    delay = f"after {soon:g}"
     assert watched.asked == [
         f"after {TIMEOUT:g}",
         str(hanging[0]),
@@ -505,6 +512,7 @@ def test_a_closed_resolver_is_refused_at_the_caller(anywhere: Application) -> No
         start(anywhere, Callback[Connected](anywhere.ledger, times=0), "name:1", resolver=names)
 
 
+@pytest.mark.usefixtures("soon")
 def test_what_on_connect_raises_ends_nothing_else(app: Application) -> None:
     """It is logged, and counted by engines that count."""
     before = getattr(app.engine, "callback_errors", 0)
