@@ -12,6 +12,8 @@ import pytest
 from inner_pytest import SUITE, run_pytest
 from wrong_engines import FAULTS, Right
 
+pytestmark = pytest.mark.timeout(240)
+
 Outcomes = dict[str, dict[str, str]]
 """What the cases of each engine failed with; nothing, where they passed."""
 
