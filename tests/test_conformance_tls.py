@@ -15,6 +15,7 @@ import pytest
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
 from eventengine import EventEngine
 from eventengine.testing import oracle
+from eventengine.testing.conformance import churn
 from eventengine.testing.conformance.churn import *
 from eventengine.testing.conformance.closing import *
 from eventengine.testing.conformance.collecting import *
@@ -73,6 +74,16 @@ def applies(request: pytest.FixtureRequest) -> None:
     reason = NOT_OVER_TLS.get(request.function.__name__)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_come_and_go() -> Iterator[None]:
+    """A fifth as many, for a connection costs ten times as much here, and most of that in OpenSSL. By the thousand each
+    engine has them in `test_conformance`; the eight over TLS have 2,880 together."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(churn, "DESTROYED", churn.DESTROYED // 5)
+        monkeypatch.setattr(churn, "OPENED", churn.OPENED // 5)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
