@@ -33,7 +33,7 @@ from borrowed_stages import STAGES, TwistedStage
 from eventengine.bridges.twisted import EndpointProtocol
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of spwd, and of ciphers
+    warnings.simplefilter("ignore")  # of spwd, and of ciphers, which are UserWarnings
     from twisted.conch.checkers import InMemorySSHKeyDB, SSHPublicKeyChecker
     from twisted.conch.endpoints import SSHCommandClientEndpoint
     from twisted.conch.ssh.factory import SSHFactory
