@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer
+from eventengine.bridges.tornado import QuotaHTTPServer, streams
 from eventengine.bridges.tornado.bound import Bound
-from tornado_serving import KIB, free_connections, impatient, run, serving_site, until
+from tornado_serving import KIB, MIB, free_connections, impatient, run, serving_site, until
 
 __all__ = ["free_connections", "impatient"]  # fixtures
 
@@ -206,3 +206,64 @@ def test_little_is_read_beyond_a_request_while_there_is_little_room(chunked: boo
             quota.memory.give(held)
 
     run(case)
+
+
+def test_heads_that_have_come_in_part_take_no_more_than_there_is() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site, site.client() as (reader, writer), AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(site.client()) for _ in range(20)]
+            for _, each in clients:
+                each.write(b"GET / HTTP/1.1\r\nx: " + b"x" * 60 * KIB)
+            closed, _ = await asyncio.wait(
+                [asyncio.ensure_future(head.read()) for head, _ in clients], return_when=asyncio.FIRST_COMPLETED
+            )
+            assert closed
+            assert quota.memory.peak <= (1024 + 16) * KIB
+            writer.write(put(b"", "/here"))
+            assert await answer(reader) == b"here"
+
+    run(case)
+
+
+def test_a_request_is_answered_with_503_that_has_a_long_head_for_which_there_is_no_room() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site, site.client() as long, site.client() as short:
+            await until(lambda: quota.connections.used == 2)
+            held = quota.memory.take(MIB, MIB)
+            long[1].write(b"GET / HTTP/1.1\r\n" + b"x: x\r\n" * 20 + b"\r\n")
+            assert (await long[0].read()).startswith(b"HTTP/1.1 503 ")
+            assert quota.memory.used == held
+            short[1].write(put(b"", "/here"))
+            assert await answer(short[0]) == b"here"
+            quota.memory.give(held)
+
+    run(case)
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+@pytest.mark.parametrize("head", [0, 10 * KIB])
+def test_what_a_request_takes_is_charged_until_its_handler_has_finished_though_the_client_has_left(
+    monkeypatch: pytest.MonkeyPatch, head: int, is_read_first: bool
+) -> None:
+    monkeypatch.setattr(streams, "COST", 1000)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site:
+            async with site.client() as (_, writer):
+                writer.write(b"GET / HTTP/1.1\r\nHost: site\r\nx: " + b"x" * head + b"\r\n\r\n")
+                if is_read_first:
+                    await until(lambda: site.came == 1)
+            await until(lambda: site.came == 1 and not quota.connections.used)
+            await turns()
+            assert 1000 + 2 * head <= quota.memory.used < 2000 + 2 * head
+            site.permits.release()
+            await until(lambda: not quota.memory.used)
+
+    gc.disable()
+    try:
+        run(case)
+    finally:
+        gc.enable()

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
+from tornado.iostream import StreamBufferFullError
 from tornado.log import gen_log
 
 from eventengine.admission import Admission
@@ -39,6 +40,9 @@ IDLE: Final = 1.0
 NEW: Final = 5.0
 _BATCH: Final = 16
 """As many are closed in one turn."""
+
+_MADE_ROOM: Final = "it made room for others"
+"""To a stream that is closed so; a request of which the last byte had just come is not handled any more."""
 
 _bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
 _bounds_lock: Final = threading.Lock()
@@ -93,10 +97,26 @@ class Bound:
         """Or was closed."""
         self.idle.pop(connection, None)
 
+    def make_room_for_head(self) -> bool:
+        """Heads do not wait. Says whether there is room when what is unsent was cut, and then those whose head has come
+        in part, the longest first."""
+        self.admission.shed()
+        while self.memory.is_over:
+            longest = max(self.idle.values(), key=_head_of, default=None)
+            if longest is None or not longest.head:
+                return False
+            self._closed.add()
+            longest.close(exc_info=StreamBufferFullError(_MADE_ROOM))
+        return True
+
     def _close_idle(self) -> bool:
         now = monotonic()
         ripe = [connection for connection, stream in self.idle.items() if stream.ripe_at <= now][:_BATCH]
         for connection in ripe:
             self._closed.add()
-            self.idle.pop(connection).close()
+            self.idle.pop(connection).close(exc_info=StreamBufferFullError(_MADE_ROOM))
         return bool(ripe)
+
+
+def _head_of(stream: Counted) -> int:
+    return stream.head

@@ -3,9 +3,9 @@
 Tornado holds a body whole before it calls the handler. Its length stands in the headers, so it is admitted before its
 first byte is read (see `admission`), and charged until the connection's next request may begin, or it was closed; but
 where the client has left and the handler works on, until that has ended, which an HTTP1Connection's `_write_finished`
-says. Else only Tornado's public hooks are used: `start_request` and `on_close`, an `HTTPMessageDelegate` around the
-application's, and that reading waits for what `headers_received` and `data_received` return; how writes are counted
-stands in `streams`.
+says. So are its head and what a connection costs itself. Else only Tornado's public hooks are used: `start_request` and
+`on_close`, an `HTTPMessageDelegate` around the application's, and that reading waits for what `headers_received` and
+`data_received` return; how writes are counted stands in `streams`.
 
 A stream reads ahead, up to its `read_chunk_size`, and so the beginning of a body comes with the headers. What waits to
 be admitted is not charged for that, so it is kept small until a first body is received, and while there is little room.
@@ -14,7 +14,6 @@ be admitted is not charged for that, so it is kept small until a first body is r
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -34,7 +33,7 @@ from eventengine.admission import Admission
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
-from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, counted
+from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, call_when_finished, counted
 from eventengine.bridges.tornado.websockets import Message
 from eventengine.quota import as_quota
 from eventengine.upload import Upload
@@ -163,7 +162,7 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         if found is not None:
             upload, request_conn = found
             if upload.is_complete and upload.held and not request_conn._write_finished:
-                _end_when_finished(upload, request_conn)
+                call_when_finished(upload.end, request_conn)
             else:
                 upload.end()
 
@@ -224,8 +223,12 @@ class _Admitted(HTTPMessageDelegate):
         length = _length_of(found.get("Content-Length", ""))
         has_body = length > 0 or "Transfer-Encoding" in found
         if isinstance(stream, Counted):
-            stream.hold_head(size)
             stream.bound.has_request(self._server_conn)
+            size += stream.head_read  # Tornado keeps it as it came, too
+            if not (stream.hold_for(self._connection, size) if stream.closed() else stream.hold_head(size)):
+                self._delegate = _DEAF
+                self._refuse(503, "there is no room for its head")
+                return None
             if not has_body and "Sec-Websocket-Key" in found:
                 self._upgrade(stream)
         streams = self._delegate.headers_received(start_line, headers)
@@ -400,7 +403,7 @@ class _Admitted(HTTPMessageDelegate):
         )
         gen_log.info("%s from %s was refused with %d: %s", what, self._connection.context, code, why)
         stream = cast("Counted | None", self._connection.stream)
-        if stream is not None and stream.is_answered:  # no other answer can go into that
+        if stream is not None and (stream.is_answered or stream.closed()):  # no other answer can go into that
             stream.close()
             return
         headers = HTTPHeaders({"Content-Length": "0", "Connection": "close"})
@@ -408,19 +411,6 @@ class _Admitted(HTTPMessageDelegate):
         self._connection.finish()
         if stream is not None and not stream.closed():  # the client does not read
             asyncio.get_running_loop().call_later(_LINGER, stream.close)
-
-
-def _end_when_finished(upload: Upload, request_conn: HTTP1Connection) -> None:
-    """The client has left, and the handler, whose request knows the connection, goes on: with `finish`, as a rule."""
-    find = weakref.ref(request_conn)
-
-    def finish() -> None:
-        upload.end()
-        found = find()
-        if found is not None:
-            type(found).finish(found)
-
-    request_conn.finish = finish  # type: ignore[method-assign]  # and where nobody calls it, it is collected with that
 
 
 def _length_of(text: str) -> int:

@@ -4,7 +4,8 @@
 stream comes from Tornado's server as a stock one, on which nothing was read or written yet, and is made anew on its
 socket: the server has no other way to say what class it should be.
 
-What a stream has read and nobody has taken is `_read_buffer_size` long: Tornado has no public name for that.
+What a stream has read and nobody has taken is `_read_buffer_size` long, and who is told that it was closed is its
+`_close_callback`, of an HTTP1Connection while that waits for an answer: Tornado has no public names for these.
 tests/test_tornado_hostile.py finds it when that changes.
 """
 
@@ -17,9 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.concurrent import Future
-from tornado.iostream import IOStream, SSLIOStream
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError
 
 from eventengine.bridges.tornado.bound import COST, TLS_COST
+from eventengine.memory import Reservation
 from eventengine.unsent import Pieces
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.bound import Bound
     from eventengine.unsent import Unsent
 
-__all__ = ["READ_AHEAD", "Counted", "counted", "made_anew", "opened"]
+__all__ = ["READ_AHEAD", "Counted", "call_when_finished", "counted", "made_anew", "opened"]
 
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
@@ -124,20 +127,51 @@ class Counted(IOStream):
         self._head_size = self._read_buffer_size
         self.hold_head(self._head_size)
 
-    def hold_head(self, amount: int) -> None:
-        """Charges what the head of a request takes, until the next begins; a small one is charged with any
-        connection."""
+    @property
+    def head(self) -> int:
+        """The bytes that are charged for the head of its request."""
+        return self._head
+
+    @property
+    def head_read(self) -> int:
+        """How long that is, when it was read."""
+        return self._head_size - self._read_buffer_size
+
+    def hold_head(self, amount: int) -> bool:
+        """Charges what the head of a request takes, until the next begins; a small one is charged with any connection.
+        False: there is no room for it, and none could be made."""
         if amount <= READ_AHEAD:
             if not self._head:
-                return
+                return True
             amount = 0
         elif self.closed():
             amount = 0
         more, self._head = amount - self._head, amount
         if more > 0:
             self.bound.memory.take(more, more)
-        elif more:
+            return not self.bound.memory.is_over or self.bound.make_room_for_head()
+        if more:
             self.bound.memory.give(-more)
+        return True
+
+    def _hold_head_as_it_comes(self) -> bool:
+        """Twice, for Tornado keeps what it makes of it beside it. False: it was closed to make room."""
+        if not self.hold_head(2 * self._head_size):
+            self.close()
+        return not self.closed()
+
+    def hold_for(self, request: HTTP1Connection, head: int) -> bool:
+        """Its client has closed it, and its request is handled all the same: what that takes is charged until it has
+        finished. False: there is no room for it, or it was closed to make some."""
+        if isinstance(self.error, StreamBufferFullError):
+            return False
+        self._hold_until_finished(request, head if head > READ_AHEAD else 0)
+        return not self.bound.memory.is_over or self.bound.make_room_for_head()
+
+    def _hold_until_finished(self, request: HTTP1Connection, head: int) -> None:
+        memory = self.bound.memory
+        held = Reservation(memory, memory.take(head + COST, head + COST))
+        call_when_finished(held.release, request)
 
     def begin_body(self, chunk_size: int) -> None:
         """What comes now was let in; it is read `chunk_size` bytes at a time."""
@@ -162,7 +196,8 @@ class Counted(IOStream):
                 self.body_left -= n
             else:
                 self._head_size += n
-                self.hold_head(self._head_size)
+                if self._head_size > READ_AHEAD and not self._hold_head_as_it_comes():
+                    return None
         return n
 
     def write(self, data: bytes | memoryview) -> Future[None]:
@@ -214,6 +249,9 @@ class Counted(IOStream):
         unsent, self._unsent = self._unsent, None
         head, self._head = self._head, 0
         cost, self.cost = self.cost, None
+        request = getattr(self._close_callback, "__self__", None)
+        if isinstance(request, HTTP1Connection) and not request._write_finished:  # its answer is awaited
+            self._hold_until_finished(request, head)
         _give_back(self.bound, unsent, head, cost)
         if self.place is not None:
             self.place.give()
@@ -228,6 +266,22 @@ class Counted(IOStream):
                 self.bound.loop.call_soon_threadsafe(give_back)
             except RuntimeError:  # the loop was closed
                 give_back()
+
+
+def call_when_finished(function: Callable[[], object], request: HTTP1Connection) -> None:
+    """The client has left, and the handler, whose request knows its connection, goes on: with `finish`, as a rule."""
+    find = weakref.ref(request)
+    before: Callable[[], None] | None = vars(request).get("finish")
+
+    def finish() -> None:
+        function()
+        found = find()
+        if before is not None:
+            before()
+        elif found is not None:
+            type(found).finish(found)
+
+    request.finish = finish  # type: ignore[method-assign]  # and where nobody calls it, it is collected with that
 
 
 def _give_back(bound: Bound, unsent: Unsent | None, head: int, cost: int | None) -> None:
