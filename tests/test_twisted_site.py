@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -281,6 +282,20 @@ def test_an_upload_that_stalls_while_another_waits_is_cut(
     assert served.memory.peak <= MIB
 
 
+def test_each_piece_of_a_body_is_noticed_so_that_who_sends_slowly_does_not_stall(serve: Serve) -> None:
+    served = serve("1MiB")
+    client = served.connect()
+    client.begin(BODY[:1000], len(BODY))
+    until(lambda: served.call(lambda: served.site.admission.moving))
+    [upload] = served.site.admission.moving
+    for number in range(1, 4):
+        before = upload.moved_at
+        client.sock.sendall(BODY[number * 1000 : number * 1000 + 1000])
+        until(lambda: upload.moved_at > before)  # noqa: B023
+    client.sock.sendall(BODY[4000:])
+    assert client.answer() == (200, digest(BODY))
+
+
 @pytest.mark.parametrize("length", [SPOOLED - 1, SPOOLED, MIB])
 def test_who_is_large_is_spooled_as_ever(serve: Serve, length: int) -> None:
     served = serve("4MiB")
@@ -331,6 +346,54 @@ def test_a_large_form_is_parsed_only_where_there_is_room(serve: Serve, memory: s
     assert client.answer() == (status, "x" * 200_000 + "!" if status == 200 else "")
     if status == 200:
         assert served.memory.peak > 12 * 200_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "times"),
+    [
+        ("application/x-www-form-urlencoded", b"&".join(b"%d=" % number for number in range(3000)), 35),
+        ("application/x-www-form-urlencoded", b"a=" + b"%61" * 5000, 75),
+        (
+            "multipart/form-data; boundary=B",
+            b'--B\r\nContent-Disposition: form-data; name="b"\r\n\r\n\r\n' * 200 + b"--B--\r\n",
+            16,
+        ),
+    ],
+)
+def test_a_form_is_charged_by_what_it_is_made_of(serve: Serve, kind: str, body: bytes, times: int) -> None:
+    served = serve("4MiB")
+    client = served.connect()
+    client.begin(body, len(body), method="POST", more=f"Content-Type: {kind}\r\n")
+    status, _ = client.answer()
+    assert status == 200
+    assert served.memory.peak > times * len(body)  # as many times tracemalloc says that it takes
+    taken = int(served.memory.size * 0.81)
+    served.memory.take(taken, taken)
+    client.begin(body, len(body), method="POST", more=f"Content-Type: {kind}\r\n")
+    assert client.answer() == (413, "")
+    served.memory.give(taken)
+
+
+def test_what_a_long_query_takes_is_charged_until_its_request_is_forgotten(serve: Serve) -> None:
+    served = serve("1MiB")
+    client = served.connect()
+    assert client.put(b"") == (200, digest(b""))
+    before = served.memory.used
+    served.root.is_held = True
+    query = b"&".join(b"%d=" % number for number in range(1000))
+    client.sock.sendall(b"PUT /?" + query + b" HTTP/1.1\r\nHost: site\r\nContent-Length: 0\r\n\r\n")
+    until(lambda: served.root.held)
+    charged = served.memory.used - before
+    assert charged > 200_000
+    client.sock.shutdown(socket.SHUT_RDWR)
+    until(lambda: served.memory.used <= charged)  # the connection's 4 KiB
+    assert served.memory.used == charged
+    gc.disable()
+    try:
+        served.call(served.root.held.clear)
+        until(lambda: not served.memory.used)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(

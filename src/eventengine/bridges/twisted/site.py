@@ -3,8 +3,10 @@
 Twisted spools a body of 100,000 bytes and more, or of a length that is not known, to a temporary file, and holds
 smaller ones in memory: 1,500 clients that send 96 kB each and then stall cost 144 MiB. Here a small one goes to a file,
 too, while more than 0.8 of the quota are used, so no body waits, and the rest is left to what is written. Who has sent
-nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`). A form of more than
-100,000 bytes, which Twisted reads back to parse it, is refused with a 413 when there is no room for what that takes.
+nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`).
+
+What Twisted makes of a form or a long query takes up to 75 times as much. It is charged until the request is done or,
+where its client has left, forgotten by who handles it; without room for it there is a 413.
 
 `Request.gotLength` is where Twisted chooses, before the first byte of the body was received.
 """
@@ -36,48 +38,87 @@ __all__ = ["QuotaSite"]
 _SPOOLED: Final = 100_000
 """Bytes from which on Twisted spools."""
 
+_FORMS: Final = (b"multipart/form-data", b"application/x-www-form-urlencoded")
 _log: Final = Logger()
 _FORM: Final = 12
-"""As many times the memory of a form takes what Twisted makes of it."""
+"""As many times the memory of a form or a query takes what Twisted makes of it."""
+
+_MARK: Final = 200
+"""Bytes that it takes besides for each mark that parts it: 191 for an argument, 213 for a percent sign, of which three
+bytes are then one, and 206 for a line of a part's headers, less what is counted by the length."""
+
+_MARKS: Final = (b"&", b";", b"%")
+_FREE: Final = 4096
+"""As much is charged with any connection."""
+
+_LITTLE: Final = 65536
+"""Of so much a fifth of the quota need not be left for others."""
 
 _LATE: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _TOO_LARGE: Final = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class _QuotaRequest(Request):
-    """It becomes an `_UploadRequest` when it has a body, so that one without is handled as stock ones are."""
+    """It becomes an `_UploadRequest` when it has a body, so that one without is handled as stock ones are. But what
+    takes a body, Twisted looks up before it says whether there is one."""
+
+    _upload: Any = None
+    _marks: tuple[bytes, ...] = ()
+    _counted = 0  # marks
 
     def gotLength(self, length: int | None) -> None:
         if length == 0:
             super().gotLength(length)
         else:
-            receiving: Any = self
-            receiving.__class__ = _UploadRequest
-            receiving.begin(length)
+            self._become_upload()
+            cast("_UploadRequest", self).begin(length)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if len(path) * _FORM > _FREE or _marks_in(path) * _MARK > _FREE:
+            self._become_upload()
+            self.requestReceived(command, path, version)
+        else:
+            super().requestReceived(command, path, version)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self._upload is not None:
+            self._upload.moved()
+        for mark in self._marks:
+            self._counted += data.count(mark)
+        super().handleContentChunk(data)
+
+    def _become_upload(self) -> None:
+        upload: Any = self
+        upload.__class__ = _UploadRequest
+        upload.expect()
 
 
 class _UploadRequest(_QuotaRequest):
     """Its methods are those by which Twisted's channel tells it what comes."""
 
-    _upload: Upload
+    _is_parsed = False
 
-    def begin(self, length: int | None) -> None:
+    def expect(self) -> None:
         site: QuotaSite = cast("Any", self.channel).site
         self._upload = Upload(site.admission, self._cut)
+
+    def begin(self, length: int | None) -> None:
+        kind = self._kind
+        if kind.startswith(_FORMS):
+            self._marks = (b"\n",) if kind.startswith(_FORMS[0]) else _MARKS
         is_held = self._upload.try_ask(length if length is not None and length < _SPOOLED else 0)
         Request.gotLength(self, length if is_held else None)
 
-    def handleContentChunk(self, data: bytes) -> None:
-        self._upload.moved()
-        super().handleContentChunk(data)
-
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        size: int = cast("Any", self.content).tell()
-        if command == b"POST" and size > _SPOOLED and self._is_form and not self._upload.try_ask(size * _FORM):
+        room = len(path) * _FORM + _marks_in(path) * _MARK
+        if command == b"POST" and self._marks:
+            room += cast("Any", self.content).tell() * _FORM + self._counted * _MARK
+        if room > _FREE and not self._take(room):
             self._refuse(_TOO_LARGE)
             return
+        self._is_parsed = room > _FREE
         self._upload.complete()
-        super().requestReceived(command, path, version)
+        Request.requestReceived(self, command, path, version)
 
     def finish(self) -> None:
         super().finish()
@@ -85,13 +126,24 @@ class _UploadRequest(_QuotaRequest):
 
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
-        self._upload.end()
+        if self._is_parsed:
+            self._upload.complete()  # it holds its room until it is forgotten
+        else:
+            self._upload.end()
 
     @property
-    def _is_form(self) -> bool:
-        """Whether Twisted will read it back into memory, to parse it."""
+    def _kind(self) -> bytes:
         types: Any = self.requestHeaders.getRawHeaders(b"content-type", [b""])
-        return bool(types[0].lower().startswith((b"multipart/form-data", b"application/x-www-form-urlencoded")))
+        return bytes(types[0].lower())
+
+    def _take(self, room: int) -> bool:
+        upload, memory = self._upload, cast("Any", self.channel).site.quota.memory
+        if upload.try_ask(room):
+            return True
+        if room > _LITTLE or not memory.try_take(room):
+            return False
+        upload.held += room
+        return True
 
     def _cut(self) -> None:
         self._refuse(_LATE)
@@ -108,6 +160,10 @@ class _UploadRequest(_QuotaRequest):
         abort_later = getattr(channel.transport, "abort_later", None)
         if abort_later is not None:  # it is one of ours
             abort_later()
+
+
+def _marks_in(path: bytes) -> int:
+    return sum(map(path.count, _MARKS))
 
 
 class QuotaSite(Site):
