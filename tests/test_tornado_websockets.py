@@ -9,7 +9,7 @@ import os
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from eventengine import ResourceQuota, admission
+from eventengine.bridges.tornado.reads import DEFLATE_COST
 from eventengine.bridges.tornado.websockets import Message
 from tornado_certificate import contexts
 from tornado_serving import KIB, digest, free_connections, run, serving_site, until
@@ -35,6 +36,11 @@ class Digest(WebSocketHandler):
     def on_message(self, message: str | bytes) -> None:
         assert isinstance(message, bytes)
         self.write_message(hashlib.sha256(message).hexdigest())
+
+
+class Compressed(Digest):
+    def get_compression_options(self) -> dict[str, Any]:
+        return {}
 
 
 class Noted(WebSocketHandler):
@@ -87,12 +93,12 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def to(
-        cls, port: int, context: ssl.SSLContext | None = None, ahead: bytes = b""
+        cls, port: int, context: ssl.SSLContext | None = None, ahead: bytes = b"", offer: bytes = b""
     ) -> AsyncIterator[Client]:
         """A websocket; `ahead` is sent with the handshake."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
-            writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + HANDSHAKE + ahead)
+            writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + offer + HANDSHAKE + ahead)
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
             yield cls(reader, writer)
         finally:
@@ -127,6 +133,29 @@ def test_messages_of_any_size_arrive_and_leave_nothing_charged(over_tls: bool) -
                 socket.writer.write(frame(FINAL | BINARY, message))
                 assert await socket.answer() == digest(message)
                 await until(lambda: quota.memory.used == 0)
+
+    run(case)
+
+
+@pytest.mark.parametrize(("page", "cost", "room_for"), [(Compressed, DEFLATE_COST, 3), (Digest, 0, 4)])
+def test_what_compression_takes_is_charged_and_only_as_many_are_open_as_there_is_room_for(
+    page: type[Digest], cost: int, room_for: int
+) -> None:
+    offer = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota, pages=[("/", page)]) as port, AsyncExitStack() as stack:
+            sockets = [await stack.enter_async_context(Client.to(port, offer=offer)) for _ in range(4)]
+            if room_for < 4:
+                assert await sockets[3].is_closed()
+            assert quota.memory.used == room_for * cost
+            for socket in sockets[:room_for]:
+                socket.writer.write(frame(FINAL | BINARY, b"hello"))
+            if page is Digest:
+                assert await sockets[3].answer() == digest(b"hello")
+            else:
+                assert await sockets[2].reader.readexactly(1) == bytes([FINAL | 0x40 | 1])
 
     run(case)
 

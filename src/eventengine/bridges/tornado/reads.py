@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.accepting import Place
     from eventengine.bridges.tornado.bound import Bound
 
-__all__ = ["Bounded", "BoundedIOStream", "BoundedSSLIOStream", "bounded", "taken_over"]
+__all__ = ["DEFLATE_COST", "Bounded", "BoundedIOStream", "BoundedSSLIOStream", "bounded", "taken_over"]
+
+DEFLATE_COST: Final = 303104
+"""Bytes that both directions of a compressed websocket take, as zlib has it: 256 KiB and 40."""
 
 SMALL: Final = 16384
 """Bytes up to which a `read_bytes` asks for no room beforehand."""
@@ -179,6 +182,23 @@ class Bounded(Counted):
     def waits(self) -> bool:
         """Whether it waits for room."""
         return self._is_admitted or (self._buffer is not None and self._buffer.wanted > 0)
+
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        if not self.is_answered and self.message is not None and b"permessage-deflate" in bytes(data):
+            self._begin_to_deflate()
+        return super().write(data)
+
+    def _begin_to_deflate(self) -> None:
+        """The websocket is agreed to be compressed. Who has no room is closed: nothing could be read any more else."""
+        connections = self.bound.connections
+        if self.cost is None:
+            return
+        if connections.may_open(DEFLATE_COST):
+            connections.grew(DEFLATE_COST)
+            self.cost += DEFLATE_COST
+        else:
+            gen_log.info("a websocket was closed, for there is no room to compress what it sends")
+            self.bound.loop.call_soon(self.close)
 
     def charge(self, bound: Bound) -> None:
         super().charge(bound)
