@@ -17,7 +17,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer, streams
+from eventengine.bridges.tornado import QuotaHTTPServer, bound, streams
 from eventengine.bridges.tornado.bound import Bound
 from tornado_serving import KIB, MIB, free_connections, impatient, run, serving_site, until
 
@@ -208,6 +208,13 @@ def test_little_is_read_beyond_a_request_while_there_is_little_room(chunked: boo
     run(case)
 
 
+@pytest.fixture
+def none_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(bound, "NEW", 3600.0)
+
+
+@pytest.mark.usefixtures("none_is_idle")
 def test_heads_that_have_come_in_part_take_no_more_than_there_is() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
@@ -226,6 +233,7 @@ def test_heads_that_have_come_in_part_take_no_more_than_there_is() -> None:
     run(case)
 
 
+@pytest.mark.usefixtures("none_is_idle")
 def test_a_request_is_answered_with_503_that_has_a_long_head_for_which_there_is_no_room() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
