@@ -27,6 +27,7 @@ from twisted.conch.interfaces import ISession
 from twisted.cred.portal import Portal
 from twisted.internet.endpoints import connectProtocol
 from twisted.python.components import registerAdapter
+from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
 from borrowed_stages import STAGES, TwistedStage
@@ -35,6 +36,7 @@ from eventengine.bridges.twisted import EndpointProtocol
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of spwd, and of ciphers, which are UserWarnings
     from twisted.conch.checkers import InMemorySSHKeyDB, SSHPublicKeyChecker
+    from twisted.conch.client.knownhosts import KnownHostsFile
     from twisted.conch.endpoints import SSHCommandClientEndpoint
     from twisted.conch.ssh.factory import SSHFactory
     from twisted.conch.ssh.keys import Key
@@ -251,8 +253,9 @@ def test_a_command_s_channel_is_an_endpoint_at_both_ends(
     def begin() -> None:
         protocol = EndpointProtocol(stage.engine, allocator, connected)
         key = Key.fromFile(str(server.key))
+        known_hosts = KnownHostsFile.fromPath(FilePath(str(known)))
         where = SSHCommandClientEndpoint.newConnection(
-            stage.reactor, b"run", b"user", "127.0.0.1", server.number, keys=[key], knownHosts=str(known)
+            stage.reactor, b"run", b"user", "127.0.0.1", server.number, keys=[key], knownHosts=known_hosts
         )
         connectProtocol(where, protocol)
 

@@ -74,7 +74,7 @@ class _QuotaRequest(Request):
             cast("_UploadRequest", self).begin(length)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if len(path) * _FORM > _FREE or _marks_in(path) * _MARK > _FREE:
+        if len(path) * _MARK > _FREE and (len(path) * _FORM > _FREE or _marks_in(path) * _MARK > _FREE):
             self._become_upload()
             self.requestReceived(command, path, version)
         else:
