@@ -29,7 +29,10 @@ class ManualHost(Host):
         return handle
 
     def cancel(self, handle: object) -> None:
-        self.timers.pop(handle, None)
+        if not self.is_closed:
+            del self.timers[
+                handle
+            ]  # it must be there: some frameworks raise for one that was called or taken back
 
     def wake(self, function: Callable[[], object]) -> None:
         self.woken.append(function)
@@ -66,3 +69,16 @@ def make_loop(host: Host, callback_executor: Executor | None = None) -> Loop:
     with loop:  # a turn, so that this thread is the loop's
         pass
     return loop
+
+
+def letters_of(loop: Loop) -> list[Callable[[], object]]:
+    """What is posted to the loop from now on."""
+    letters: list[Callable[[], object]] = []
+    post = loop.post
+
+    def counted(letter: Callable[[], object]) -> None:
+        letters.append(letter)
+        post(letter)
+
+    loop.post = counted
+    return letters

@@ -10,7 +10,8 @@ import pytest
 
 from eventengine.core.host import Host
 from eventengine.core.timers import LIMIT, LONGEST, check_seconds
-from manual_host import ManualHost, make_loop
+from eventengine.engine import TaskHandle
+from manual_host import ManualHost, letters_of, make_loop
 
 
 @pytest.fixture
@@ -65,6 +66,47 @@ def test_deadlines_run_in_order_and_equal_ones_first_in_first_out(host: ManualHo
     host.now += 3.0
     host.fire()
     assert ran == sorted(wanted)
+
+
+def test_what_a_timer_sets_and_what_falls_due_meanwhile_run_in_the_same_turn_in_their_order(
+    host: ManualHost,
+) -> None:
+    timers = make_loop(host).timers
+    ran: list[str] = []
+
+    def slow(what: str, seconds: float) -> None:
+        ran.append(what)
+        host.now += seconds
+
+    def slow_that_sets_another() -> None:
+        slow("1001", 5.0)
+        timers.schedule(0.0, lambda: ran.append("1006, set at last"))
+
+    timers.schedule(1.0, slow_that_sets_another)
+    timers.schedule(6.0, lambda: slow("1006", 2.0))
+    timers.schedule(7.0, lambda: ran.append("1007"))
+    host.now += 1.0
+    host.fire()
+    assert ran == ["1001", "1006", "1006, set at last", "1007"]
+
+
+def test_those_that_are_left_among_thousands_of_cancelled_ones_run_on_time(host: ManualHost) -> None:
+    timers = make_loop(host).timers
+    ran: list[float] = []
+
+    def schedule(deadline: float) -> TaskHandle:
+        return timers.schedule(deadline - host.now, lambda: ran.append(deadline - host.now))
+
+    handles = [schedule(1000.0 + n) for n in range(3000)]
+    for n, handle in enumerate(handles):
+        if n % 100:
+            assert timers.cancel(handle)
+    for n in (2, 0, 1):
+        schedule(1050.0 + 100 * n)
+    while host.timers:
+        host.now = max(host.now, *(when for when, _ in host.timers.values()))
+        host.fire()
+    assert ran == [0.0] * 33
 
 
 def test_many_deadlines_run_as_a_sorted_list_would_have_them(host: ManualHost) -> None:
@@ -126,6 +168,21 @@ def test_a_turn_drops_the_cancelled_that_come_up_and_arms_the_host_for_the_next_
     assert [when for when, _ in host.timers.values()] == [1003.0]
 
 
+def test_a_deadline_that_is_taken_back_in_the_turn_that_set_it_costs_the_host_nothing(host: ManualHost) -> None:
+    loop = make_loop(host)
+    with loop:
+        assert loop.timers.cancel(loop.timers.schedule(60.0, lambda: None))
+    assert (host.delays, host.woken) == ([], [])
+
+
+def test_a_deadline_of_the_turn_that_closes_the_timers_leaves_nothing_on_the_host(host: ManualHost) -> None:
+    loop = make_loop(host)
+    with loop:
+        loop.timers.schedule(60.0, lambda: None)
+        loop.timers.close()
+    assert host.timers == {}
+
+
 def test_cancel_says_true_once(host: ManualHost) -> None:
     timers = make_loop(host).timers
     handle = timers.schedule(1.0, lambda: pytest.fail("a cancelled timer ran"))
@@ -160,6 +217,30 @@ def test_setting_and_cancelling_again_and_again_costs_the_host_one_timer(host: M
         timers.cancel(timers.schedule(60.0, lambda: None))
     assert len(host.delays) == 1
     assert len(host.woken) == 1
+
+
+def test_one_letter_at_a_time_takes_the_timer_of_the_host_back(host: ManualHost) -> None:
+    loop = make_loop(host)
+    letters = letters_of(loop)
+    for count in (1, 2):
+        for _ in range(10):
+            loop.timers.cancel(loop.timers.schedule(60.0, lambda: None))
+        assert len(letters) == count
+        host.turn()
+        assert host.timers == {}
+    kept, another = (loop.timers.schedule(60.0, lambda: None) for _ in range(2))
+    assert loop.timers.cancel(another)
+    assert len(letters) == 2
+    assert loop.timers.cancel(kept)
+
+
+def test_when_all_are_cancelled_nothing_is_kept_of_them(host: ManualHost) -> None:
+    timers = make_loop(host).timers
+    for handle in [timers.schedule(60.0, lambda: None) for _ in range(10_000)]:
+        timers.cancel(handle)
+    while host.woken:
+        host.turn()
+    assert (timers._heap, timers._old) == ([], [])
 
 
 def test_cancelled_entries_do_not_pile_up(host: ManualHost) -> None:

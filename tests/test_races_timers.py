@@ -8,7 +8,7 @@ from eventengine.core import timers as timers_module
 from eventengine.core.timers import Timers
 from eventengine.status import ClosedResourceError
 from hand_turned import elsewhere, hand_turned
-from manual_host import ManualHost, make_loop
+from manual_host import ManualHost, letters_of, make_loop
 
 
 def test_a_timer_of_another_thread_keeps_its_place_however_many_letters_wait() -> None:
@@ -84,6 +84,47 @@ def test_timers_of_another_thread_cost_one_letter_and_those_cancelled_on_their_w
     run_all(host)
     assert (ran, answers) == ([0], [True] * 99)
     assert host.timers == {}
+
+
+def test_timers_of_another_thread_have_one_letter_under_way_however_many_they_are() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    letters = letters_of(loop)
+    ran: list[int] = []
+
+    def from_elsewhere(first: int, end: int) -> None:
+        for n in range(first, end):
+            loop.timers.schedule(0.0, lambda n=n: ran.append(n))
+
+    count = timers_module._DROPPED_PER_TURN + 1
+    elsewhere(lambda: from_elsewhere(0, count))
+    assert len(letters) == 1
+    host.turn()  # which leaves one timer, and posts the letter for it
+    elsewhere(lambda: from_elsewhere(count, count + 10))
+    assert len(letters) == 2
+    run_all(host)
+    assert ran == list(range(count + 10))
+
+
+def test_a_timer_of_another_thread_whose_letter_could_not_be_posted_is_refused_and_the_next_is_not() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    post = loop.post
+    ran: list[str] = []
+
+    def fail(letter: object) -> None:
+        raise MemoryError
+
+    def refused() -> None:
+        with pytest.raises(MemoryError):
+            loop.timers.schedule(0.0, lambda: ran.append("refused"))
+
+    loop.post = fail
+    elsewhere(refused)
+    loop.post = post
+    elsewhere(lambda: loop.timers.schedule(0.0, lambda: ran.append("the next")))
+    run_all(host)
+    assert ran == ["the next"]
 
 
 def test_timers_of_another_thread_that_are_all_cancelled_leave_nothing_on_the_host() -> None:
