@@ -103,10 +103,18 @@ def test_those_that_are_left_among_thousands_of_cancelled_ones_run_on_time(host:
             assert timers.cancel(handle)
     for n in (2, 0, 1):
         schedule(1050.0 + 100 * n)
+    assert 2900 < len(timers._old) < 3000, "some were moved, and not all of them at once"
     while host.timers:
         host.now = max(host.now, *(when for when, _ in host.timers.values()))
         host.fire()
     assert ran == [0.0] * 33
+
+
+def test_a_heap_of_those_that_are_wanted_stays_as_it_is(host: ManualHost) -> None:
+    timers = make_loop(host).timers
+    for _ in range(3000):
+        timers.schedule(1.0, lambda: None)
+    assert (len(timers._heap), timers._old) == (3000, [])
 
 
 def test_many_deadlines_run_as_a_sorted_list_would_have_them(host: ManualHost) -> None:

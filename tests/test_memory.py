@@ -79,6 +79,10 @@ def slice_of(block: bytearray, n: int) -> Slice:
         ("1.5KiB", 1536),
         ("0.5MiB", 512 * KIB),
         ("007", 7),
+        ("7".rjust(40, "0"), 7),
+        ("9007199254740993", 9007199254740993),  # which no float is
+        (1 << 62, 1 << 62),
+        ("4194304TiB", 1 << 62),
     ],
 )
 def test_a_size_is_a_number_of_bytes_or_a_text_with_a_unit(text: int | str, size: int) -> None:
@@ -272,8 +276,8 @@ def test_without_a_limit_memory_is_counted_and_there_is_no_pressure(
     memory: MemoryQuota, allocator: MemoryAllocator
 ) -> None:
     assert memory.size is None
-    assert allocator.reserve(MemoryRequest(1, 1 << 50)) == 1 << 50
-    assert (memory.used, memory.peak, memory.pressure) == (1 << 50, 1 << 50, 0.0)
+    assert allocator.reserve(MemoryRequest(1, 1 << 60)) == 1 << 60
+    assert (memory.used, memory.peak, memory.pressure) == (1 << 60, 1 << 60, 0.0)
 
 
 def test_pressure_is_above_1_while_more_is_lent_than_allowed() -> None:
@@ -324,6 +328,28 @@ def test_no_more_free_blocks_are_given_up_than_it_takes(over: int, kept: int) ->
     parts.clear()
     allocator.reserve(exactly(64 * KIB - 768 + over))
     assert len(memory.pools[256]) == kept
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda memory: memory.take(2048, 2048),
+        lambda memory: memory.try_take(1024, leave=1024),
+        lambda memory: memory.make_block(2048, 2048),
+        lambda memory: memory.resize(62 * KIB),
+    ],
+    ids=["take", "try_take", "make_block", "resize"],
+)
+def test_nothing_that_needs_room_takes_more_free_blocks_than_it_needs(
+    take: Callable[[MemoryQuota], object],
+) -> None:
+    memory, allocator = limited(64 * KIB)
+    parts = [allocator.make_slice(exactly(256)) for _ in range(12)]
+    parts.clear()
+    allocator.reserve(exactly(61 * KIB))
+    taken = take(memory)  # 2 KiB, where 3 KiB are free blocks
+    assert taken is not False
+    assert len(memory.pools[256]) == 4
 
 
 @pytest.mark.parametrize(("size", "kept"), [(256 * KIB, 8), (64 * KIB, 32), (1000 * KIB, 0)])
@@ -434,17 +460,18 @@ def test_free_blocks_are_no_pressure() -> None:
 @pytest.mark.parametrize("take", ["make_slice", "try_block"])
 @pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
 @pytest.mark.parametrize("size_before", [64 * KIB, MIB])
-def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int, held: bool) -> None:
+@pytest.mark.parametrize("size", [8 * KIB, 32 * KIB])
+def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int, held: bool, size: int) -> None:
     memory, allocator = limited(size_before)
-    parts = [allocator.make_slice(exactly(32 * KIB))]
+    parts = [allocator.make_slice(exactly(size))]
     if not held:
         parts.clear()
     memory.resize(64 * KIB)
     parts.clear()
     if take == "make_slice":
-        taken = allocator.make_slice(MemoryRequest(1, 32 * KIB)).storage_bytes
+        taken = allocator.make_slice(MemoryRequest(1, size)).storage_bytes
     else:
-        block = memory.try_block(32 * KIB)
+        block = memory.try_block(size)
         assert block is not None
         taken = len(block)
     assert taken <= 4 * KIB
@@ -489,9 +516,11 @@ def test_reads_alone_fill_the_quota_and_no_more() -> None:
 
 
 def test_a_block_that_was_put_back_is_used_again(memory: MemoryQuota) -> None:
-    for _ in range(100):
+    for n in range(100):
         block = memory.try_block(8192)
         assert block is not None
+        assert block[0] == n
+        block[0] += 1
         memory.put_back(block)
         del block
         assert memory.used == 0
@@ -517,6 +546,13 @@ def test_a_free_block_of_just_a_sixteenth_is_used_again_for_reading(size: int) -
     assert memory.peak == size
 
 
+def test_what_was_given_back_is_no_pressure_for_who_makes_a_slice() -> None:
+    _, allocator = limited(MIB)
+    allocator.reserve(exactly(MIB * 9 // 10))
+    allocator.release(MIB * 9 // 10)
+    assert len(allocator.make_slice(MemoryRequest(256, 4096))) == 4096
+
+
 def test_a_slice_that_gets_less_than_it_may_have_is_not_rounded_up_where_its_minimum_fits() -> None:
     _, allocator = limited(80 * KIB)  # a sixteenth is 5 KiB
     assert allocator.make_slice(MemoryRequest(4096, 8192)).storage_bytes == 4096
@@ -525,8 +561,8 @@ def test_a_slice_that_gets_less_than_it_may_have_is_not_rounded_up_where_its_min
 
 def test_what_was_given_back_is_room_for_who_tries_to_take_it() -> None:
     memory, _ = limited(KIB)
-    assert memory.try_take(KIB)
-    assert not memory.try_take(1)
+    assert memory.try_take(KIB) is True
+    assert memory.try_take(1) is False
     memory.give(KIB)
     assert memory.try_take(KIB - 256, leave=256)
     assert not memory.try_take(1, leave=256)
@@ -536,7 +572,8 @@ def test_what_was_given_back_is_room_for_who_tries_to_take_it() -> None:
 @pytest.mark.parametrize(("amount", "leave"), [(KIB, 0), (KIB - 256, 256), (256, KIB - 256), (1, KIB - 1)])
 def test_free_blocks_are_room_for_who_tries_to_take_it(amount: int, leave: int) -> None:
     memory, allocator = limited(KIB)
-    allocator.make_slice(exactly(KIB))
+    parts = [allocator.make_slice(exactly(256)) for _ in range(4)]
+    parts.clear()
     assert memory.try_take(amount, leave)
     assert (memory.used, memory.peak) == (amount, KIB)
 
@@ -618,6 +655,16 @@ def test_a_closed_allocator_refuses_by_its_name(
     with pytest.raises(ClosedResourceError, match="the memory allocator 'test' was closed"):
         CALLS[call](allocator)
     assert memory.used == 0
+
+
+def test_a_closed_allocator_counts_nothing_not_even_for_a_moment(
+    memory: MemoryQuota, allocator: MemoryAllocator
+) -> None:
+    allocator.close()
+    for take in (allocator.reserve, allocator.make_reservation, allocator.make_slice):
+        with pytest.raises(ClosedResourceError):
+            take(exactly(KIB))
+    assert memory.peak == 0
 
 
 def test_an_allocator_may_be_closed_twice(memory: MemoryQuota, allocator: MemoryAllocator) -> None:
@@ -870,6 +917,17 @@ assert quota.memory.used == 0, quota.memory.used
 """,
         hangs_after=30,
     )
+
+
+@pytest.mark.parametrize("size", [64 * KIB, MIB])
+def test_a_size_whose_sixteenth_they_are_keeps_the_free_blocks(size: int) -> None:
+    memory, _ = limited(64 * KIB)
+    block = memory.make_block(4 * KIB, 4 * KIB)
+    block[:4] = b"mark"
+    memory.put_back(block)
+    del block
+    memory.resize(size)
+    assert memory.make_block(4 * KIB, 4 * KIB)[:4] == b"mark"
 
 
 def test_a_larger_size_makes_room_and_a_smaller_one_takes_nothing_away() -> None:

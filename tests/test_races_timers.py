@@ -28,6 +28,23 @@ def test_a_timer_of_another_thread_keeps_its_place_however_many_letters_wait() -
     assert ran == ["0.0, of another", "0.1, of the loop's thread"]
 
 
+def test_a_timer_that_comes_from_another_thread_makes_none_that_is_earlier_late() -> None:
+    host = ManualHost()
+    timers = make_loop(host).timers
+    late: list[float] = []
+
+    def schedule(deadline: float) -> None:
+        timers.schedule(deadline - host.now, lambda: late.append(host.now - deadline))
+
+    for deadline in (1001.0, 1003.0, 1002.0):
+        schedule(deadline)
+    elsewhere(lambda: schedule(1004.0))  # whose letter waits
+    while host.timers:
+        host.now = min(when for when, _ in host.timers.values())
+        host.fire()
+    assert late == [0.0] * 4
+
+
 def run_all(host: ManualHost) -> None:
     while host.fire() or host.woken:
         host.turn()

@@ -11,7 +11,8 @@ import pytest
 
 from eventengine import ClosedResourceError, MemoryRequest, ResourceQuota, idle
 from eventengine.idle import AGAIN, Connections
-from eventengine.reclaim import Reclaimer, ReclamationPass, ReclamationSweep
+from eventengine.reclaim import Reclaimer, Reclaimers, ReclamationPass, ReclamationSweep
+from hand_turned import elsewhere
 from together import run_together
 from turned_loop import Loop
 
@@ -166,7 +167,36 @@ def test_one_that_posts_itself_again_runs_until_there_is_enough(short: Short) ->
     assert short.memory.used == 64 * KIB
 
 
-def test_another_of_the_same_pass_replaces_the_first_which_is_told(short: Short) -> None:
+def test_a_long_line_of_those_that_finish_at_once_runs_one_after_the_other(
+    short: Short, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(2000):
+        short.post(str(n), BENIGN)
+    short.memory.take(65 * KIB, 65 * KIB)
+    assert short.ran == [str(n) for n in range(2000)]
+    assert caplog.records == []
+
+
+def test_a_shortage_that_begins_just_when_there_was_enough_is_found() -> None:
+    ran: list[str] = []
+    looks = 0
+
+    def shortage() -> ReclamationPass | None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            reclaimers.start()  # as another thread would, which runs short after this look
+            return None
+        return BENIGN
+
+    reclaimers = Reclaimers(shortage)
+    reclaimers.post("allocator", BENIGN, lambda sweep: ran.append("ran"))
+    assert ran == ["ran"]
+
+
+def test_another_of_the_same_pass_replaces_the_first_which_is_told(
+    short: Short, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[tuple[str, bool]] = []
     allocator = short.quota.create_memory_allocator("twice")
     allocator.post_reclaimer(BENIGN, lambda sweep: told.append(("first", sweep is None)))
@@ -177,6 +207,33 @@ def test_another_of_the_same_pass_replaces_the_first_which_is_told(short: Short)
     assert sorted(told[1:]) == [("other pass", True), ("second", True)]
     short.memory.take(65 * KIB, 65 * KIB)
     assert len(told) == 3
+    assert caplog.records == []
+
+
+def test_the_reclaimers_of_an_allocator_that_is_collected_are_told(short: Short) -> None:
+    told: list[object] = []
+    allocator = short.quota.create_memory_allocator("collected")
+    allocator.post_reclaimer(BENIGN, told.append)
+    del allocator
+    assert told == [None]
+    short.memory.take(65 * KIB, 65 * KIB)
+    assert told == [None]
+
+
+def test_one_that_is_posted_as_another_thread_closes_the_allocator_is_told(
+    short: Short, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    allocator = short.quota.create_memory_allocator("closed")
+    post = Reclaimers.post
+
+    def then_closed(*arguments: Any) -> None:
+        elsewhere(allocator.close)
+        post(*arguments)
+
+    monkeypatch.setattr(Reclaimers, "post", then_closed)
+    allocator.post_reclaimer(BENIGN, told.append)
+    assert told == [None]
 
 
 def test_what_is_no_reclaimer_is_refused(short: Short) -> None:
