@@ -336,20 +336,21 @@ def test_no_more_free_blocks_are_given_up_than_it_takes(over: int, kept: int) ->
         lambda memory: memory.take(2048, 2048),
         lambda memory: memory.try_take(1024, leave=1024),
         lambda memory: memory.make_block(2048, 2048),
+        lambda memory: memory.try_block(2048),
         lambda memory: memory.resize(62 * KIB),
     ],
-    ids=["take", "try_take", "make_block", "resize"],
+    ids=["take", "try_take", "make_block", "try_block", "resize"],
 )
 def test_nothing_that_needs_room_takes_more_free_blocks_than_it_needs(
     take: Callable[[MemoryQuota], object],
 ) -> None:
     memory, allocator = limited(64 * KIB)
-    parts = [allocator.make_slice(exactly(256)) for _ in range(12)]
+    parts = [allocator.make_slice(exactly(256)) for _ in range(64)]
     parts.clear()
-    allocator.reserve(exactly(61 * KIB))
-    taken = take(memory)  # 2 KiB, where 3 KiB are free blocks
+    allocator.reserve(exactly(48 * KIB))
+    taken = take(memory)  # 2 KiB, where 16 KiB are free blocks
     assert taken is not False
-    assert len(memory.pools[256]) == 4
+    assert len(memory.pools[256]) == 56
 
 
 @pytest.mark.parametrize(("size", "kept"), [(256 * KIB, 8), (64 * KIB, 32), (1000 * KIB, 0)])
@@ -477,6 +478,13 @@ def test_a_free_block_is_no_way_round_the_sixteenth(take: str, size_before: int,
     assert taken <= 4 * KIB
 
 
+def test_a_block_of_more_than_a_sixteenth_is_not_kept_when_it_is_free() -> None:
+    memory, allocator = limited(64 * KIB)
+    for size in (4 * KIB, 8 * KIB):
+        allocator.make_slice(exactly(size))
+    assert {size: len(pool) for size, pool in memory.pools.items() if pool} == {4 * KIB: 1}
+
+
 def test_a_free_block_is_no_way_round_the_pressure() -> None:
     memory, allocator = limited(64 * KIB)
     allocator.make_slice(exactly(4 * KIB))
@@ -546,14 +554,19 @@ def test_a_free_block_of_just_a_sixteenth_is_used_again_for_reading(size: int) -
     assert memory.peak == size
 
 
-def test_what_was_given_back_is_no_pressure_for_who_makes_a_slice() -> None:
-    _, allocator = limited(MIB)
+@pytest.mark.parametrize(
+    "take", [lambda memory: memory.make_block(256, 4096), lambda memory: memory.try_block(4096)]
+)
+def test_what_was_given_back_is_no_pressure(take: Callable[[MemoryQuota], Block]) -> None:
+    memory, allocator = limited(MIB)
     allocator.reserve(exactly(MIB * 9 // 10))
     allocator.release(MIB * 9 // 10)
-    assert len(allocator.make_slice(MemoryRequest(256, 4096))) == 4096
+    assert len(take(memory)) == 4096
 
 
 def test_a_slice_that_gets_less_than_it_may_have_is_not_rounded_up_where_its_minimum_fits() -> None:
+    _, allocator = limited(64 * KIB)
+    assert allocator.make_slice(MemoryRequest(1, 8192)).storage_bytes == 4096
     _, allocator = limited(80 * KIB)  # a sixteenth is 5 KiB
     assert allocator.make_slice(MemoryRequest(4096, 8192)).storage_bytes == 4096
     assert allocator.make_slice(MemoryRequest(4097, 8192)).storage_bytes == 8192
@@ -1108,8 +1121,8 @@ def test_the_next_waiter_is_woken_only_where_there_is_room_for_a_block(full: Ful
 def test_free_blocks_are_room_for_a_waiter() -> None:
     memory, allocator = limited(4 * KIB)
     waiters = Waiters(memory)
-    part = allocator.make_slice(exactly(4 * KIB))
-    del part
+    parts = [allocator.make_slice(exactly(256)) for _ in range(16)]
+    parts.clear()
     waiters.add("a")
     memory.wake_next_waiter()
     assert waiters.take_woken() == "a"

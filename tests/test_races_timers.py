@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from eventengine.core import timers as timers_module
 from eventengine.core.timers import Timers
+from eventengine.engine import TaskHandle
 from eventengine.status import ClosedResourceError
 from hand_turned import elsewhere, hand_turned
 from manual_host import ManualHost, letters_of, make_loop
@@ -30,19 +34,45 @@ def test_a_timer_of_another_thread_keeps_its_place_however_many_letters_wait() -
 
 def test_a_timer_that_comes_from_another_thread_makes_none_that_is_earlier_late() -> None:
     host = ManualHost()
+    host.now = 0.0
     timers = make_loop(host).timers
     late: list[float] = []
 
     def schedule(deadline: float) -> None:
         timers.schedule(deadline - host.now, lambda: late.append(host.now - deadline))
 
-    for deadline in (1001.0, 1003.0, 1002.0):
+    for deadline in (0.125, 0.375, 0.25):
         schedule(deadline)
-    elsewhere(lambda: schedule(1004.0))  # whose letter waits
+    elsewhere(lambda: schedule(0.5))  # whose letter waits
     while host.timers:
         host.now = min(when for when, _ in host.timers.values())
         host.fire()
     assert late == [0.0] * 4
+
+
+def test_a_timer_that_another_thread_cancels_as_the_turn_that_set_it_ends_is_cancelled_once() -> None:
+    host = ManualHost()
+    loop = make_loop(host)
+    timers = loop.timers
+    answers: list[bool] = []
+
+    class Contested(dict[TaskHandle, tuple[float, Callable[[], object]]]):
+        """Another thread cancels what the end of the turn has just found."""
+
+        def items(self) -> Any:
+            found = list(super().items())
+            for handle, _ in found:
+                elsewhere(lambda handle=handle: answers.append(timers.cancel(handle)))
+            return found
+
+    with loop:
+        timers.fresh = Contested()
+        handle = timers.schedule(1.0, lambda: pytest.fail("it was cancelled"))
+    assert answers == [True]
+    assert not timers.cancel(handle)
+    host.now += 1.0
+    run_all(host)
+    assert (host.timers, host.delays) == ({}, [])
 
 
 def run_all(host: ManualHost) -> None:

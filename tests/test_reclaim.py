@@ -137,6 +137,15 @@ def test_a_sweep_that_is_forgotten_is_finished_and_the_next_shortage_goes_on(sho
     assert short.ran == ["forgets", "next"]
 
 
+def test_those_that_neither_finish_nor_keep_their_sweep_hold_up_nobody(short: Short) -> None:
+    ran: list[str] = []
+    allocators = [short.quota.create_memory_allocator(name) for name in "abc"]
+    for allocator in allocators:
+        allocator.post_reclaimer(BENIGN, lambda sweep, name=allocator.name: ran.append(name))
+    short.memory.take(65 * KIB, 65 * KIB)
+    assert ran == ["a", "b", "c"]
+
+
 def test_one_that_raises_is_logged_and_the_next_runs(short: Short, caplog: pytest.LogCaptureFixture) -> None:
     allocator = short.quota.create_memory_allocator("raises")
 
