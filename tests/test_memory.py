@@ -107,7 +107,9 @@ def test_a_size_is_at_least_1_and_the_message_has_what_was_given(size: int | str
 
 
 @pytest.mark.parametrize(
-    "size", [1 << 63, "9999999TiB", "9" * 400 + ".0", "9" * 5000], ids=["int", "TiB", ".0", "9s"]
+    "size",
+    [1 << 63, "9999999TiB", "9" * 400 + ".0", "9" * 5000, "1".rjust(41, "0")],
+    ids=["int", "TiB", ".0", "9s", "41 digits"],
 )
 def test_a_size_that_is_too_large_is_refused_with_the_largest(size: int | str) -> None:
     with pytest.raises(ValueError, match="at most"):
@@ -982,9 +984,10 @@ def test_a_smaller_size_frees_the_blocks_that_are_kept() -> None:
     assert memory.peak <= 36 * KIB
 
 
-def test_a_smaller_size_frees_the_blocks_that_no_request_may_have_any_more_though_they_fit() -> None:
+@pytest.mark.parametrize("size", [8 * KIB, 32 * KIB])
+def test_a_smaller_size_frees_the_blocks_that_no_request_may_have_any_more_though_they_fit(size: int) -> None:
     memory, allocator = limited(MIB)
-    allocator.make_slice(exactly(32 * KIB))
+    allocator.make_slice(exactly(size))
     memory.resize(64 * KIB)
     memory.resize(MIB)
     allocator.reserve(exactly(100 * KIB))

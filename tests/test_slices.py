@@ -6,6 +6,7 @@ import array
 import ctypes
 import gc
 import hashlib
+import importlib.util
 import io
 import mmap
 import pickle
@@ -15,6 +16,7 @@ import random
 import re
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -283,6 +285,45 @@ def test_a_block_with_pages_of_its_own_does_not_begin_at_the_head_of_one() -> No
     block = allocator.make_slice(MemoryRequest(1 << 26)).view.obj  # more than malloc ever pools
     assert len(block) == 1 << 26
     assert ctypes.addressof(ctypes.c_char.from_buffer(block)) % mmap.PAGESIZE == 64
+
+
+class Owner:
+    """Of a block, on no quota."""
+
+    waiters = bulk_waiters = ()
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def give(self, amount: int) -> None:
+        self.given.append(amount)
+
+    def wake_one(self) -> None:
+        raise AssertionError("nobody waits")
+
+
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="no count of references is exact without a GIL"
+)
+@pytest.mark.parametrize("gil", [True, False], ids=["with a GIL", "without"])
+def test_blocks_are_used_again_only_where_a_gil_makes_the_count_of_references_exact(
+    monkeypatch: pytest.MonkeyPatch, gil: bool
+) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    spec = importlib.util.find_spec("eventengine.slices")
+    assert spec is not None
+    assert spec.loader is not None
+    slices = importlib.util.module_from_spec(spec)  # one of our own: it looks for the GIL when it is imported
+    spec.loader.exec_module(slices)
+    owner, pool = Owner(), slices.Pool(8)
+    view = memoryview(slices.Block(SIZE, owner, pool))
+    is_unshared = slices.is_unshared(view)
+    parts = [view, memoryview(slices.Block(SIZE, owner, pool))]
+    slices.recycle_last(parts)
+    del view
+    part = slices.Slice(parts.pop())
+    del part
+    assert (is_unshared, len(pool), owner.given) == ((True, 2, []) if gil else (False, 0, [SIZE, SIZE]))
 
 
 def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None:
