@@ -965,6 +965,16 @@ def test_a_smaller_size_shrinks_the_next_request() -> None:
     assert allocator.reserve(MemoryRequest(0, 1000)) == pytest.approx(share_of(0, 1000, used, 60_000), abs=1)
 
 
+def test_a_smaller_size_shrinks_the_next_read_though_there_is_a_free_block() -> None:
+    memory, allocator = limited(64 * KIB)
+    allocator.make_slice(exactly(KIB))
+    allocator.reserve(exactly(28 * KIB))
+    memory.resize(34 * KIB)
+    block = memory.try_block(KIB)
+    assert block is not None
+    assert len(block) == 512
+
+
 def test_after_a_smaller_size_reads_wait_until_enough_was_given_back() -> None:
     memory, allocator = limited(8 * KIB)
     parts = [allocator.make_slice(exactly(KIB)) for _ in range(8)]

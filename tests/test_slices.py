@@ -341,10 +341,17 @@ def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None
         "assert sys.gettrace() is trace, 'the debugger goes on'\n"
         "sys.settrace(None)\n"
         "from eventengine.quota import ResourceQuota\n"
+        "from eventengine.slices import SliceBuffer, is_unshared\n"
         "allocator = ResourceQuota().create_memory_allocator('')\n"
         "view = allocator.copy(b'1' * 256).view\n"
         "other = allocator.copy(b'2' * 256)\n"
         "assert bytes(view) == b'1' * 256\n"
+        "view = SliceBuffer([other])._parts.pop()\n"
+        "held = [view]\n"
+        "del other\n"
+        "assert not is_unshared(view)\n"
+        "held.clear()\n"
+        "assert is_unshared(view)\n"
     )
 
 
