@@ -33,10 +33,12 @@ from eventengine import (
     SupportsFileDescriptor,
     tls,
 )
+from eventengine.memory_quota import MemoryQuota
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
 from eventengine.testing.scenes import never_inline, repeat_until_closed
+from eventengine.tls.ciphering import Decrypter
 from handshakes import (
     oracle_client,
     oracle_server,
@@ -806,3 +808,34 @@ def test_an_endpoint_that_is_collected_is_closed_with_a_warning(app: Application
                 secure.clear()
             with pytest.raises(ssl.SSLEOFError):  # an unclean end: nobody said that all was written
                 receive_all(oracle)
+
+
+def test_plaintext_that_was_put_aside_comes_before_what_came_after_it() -> None:
+    """As after a renegotiation, or a `close_write` while the quota was full."""
+    memory = MemoryQuota()
+    client, server = TLSEnd(certificates().client_context(), HOST), TLSEnd(certificates().server_context())
+    while not all([client.shakes(server), server.shakes(client)]):
+        pass
+    decrypter = Decrypter(server.tls, server.incoming, memory)
+    decrypter.put_aside(SliceBuffer([b"first, "]))
+    client.tls.write(b"second")
+    buffer = SliceBuffer()
+    decrypter.take([memoryview(bytearray(client.outgoing.read()))], buffer)
+    decrypter.give(buffer)
+    assert bytes(buffer) == b"first, second"
+
+
+class TLSEnd:
+    def __init__(self, context: ssl.SSLContext, host: str | None = None) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, host is None, host)
+
+    def shakes(self, peer: TLSEnd) -> bool:
+        """A step of the handshake; whether it is done."""
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            peer.incoming.write(self.outgoing.read())
+        return True

@@ -5,19 +5,36 @@ from __future__ import annotations
 
 import _ssl
 import ctypes
+import itertools
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import pytest
 
+from certificates import certificates
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
-from eventengine import Endpoint, EndpointConfig, EventEngine, Status, StatusCode
+from eventengine import (
+    Endpoint,
+    EndpointConfig,
+    EventEngine,
+    HalfCloseable,
+    ResourceQuota,
+    SliceBuffer,
+    Status,
+    StatusCode,
+    tls,
+)
+from eventengine.core.hosted import HostedEventEngine
+from eventengine.core.operations import CLOSED
 from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, connect
+from eventengine.tls import ciphering
+from hand_turned import HandTurnedHost, connected, hand_turned
 from handshakes import start_accept, try_accept
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
@@ -66,6 +83,9 @@ class Flooder:
                 asked += 1
             if self._openssl.SSL_write(self._ssl, b"x", 1) != 1:
                 return
+
+    def write(self, data: bytes) -> None:
+        assert self._openssl.SSL_write(self._ssl, data, len(data)) == len(data)
 
     def close(self) -> None:
         self._openssl.SSL_free(self._ssl)
@@ -129,3 +149,85 @@ def test_a_peer_that_asks_for_new_keys_and_takes_no_answer_is_cut(app: Applicati
     assert status.code is StatusCode.UNAVAILABLE
     assert "does not take the answers" in status.message
     assert 0 < len(data) < 20_000 / 31
+
+
+class Flooded(NamedTuple):
+    engine: HostedEventEngine
+    host: HandTurnedHost
+    endpoint: Endpoint
+    quota: ResourceQuota
+    flooder: Flooder
+    statuses: list[Status]
+    """What reads were told."""
+
+    def read(self, buffer: SliceBuffer, size: int) -> None:
+        if self.endpoint.read(self.statuses.append, buffer, read_hint_bytes=size):
+            self.statuses.append(Status.OK)
+
+
+@contextmanager
+def flooded(openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flooded]:
+    """An endpoint to which 1,240 requests for new keys have come, and 40 bytes between them, and for which each turn
+    is over that has decrypted anything short."""
+    monkeypatch.setattr(ciphering, "TURN", 0.0)
+    quota = ResourceQuota("a flood")
+    with hand_turned() as (engine, host), connected(engine, host, quota) as (below, peer):
+        done: list[Any] = []
+        allocator = quota.create_memory_allocator("tls")
+        context = certificates().server_context()
+        tls.accept(engine, done.append, below, context, memory_allocator=allocator, timeout=TIMEOUT)
+        allocator.close()
+        flooders: list[Flooder] = []
+        thread = threading.Thread(target=lambda: flooders.append(Flooder(openssl, peer)))
+        thread.start()
+        host.until(lambda: done)
+        thread.join()
+        with closing(flooders[0]) as flooder, closing(done.pop()) as endpoint:
+            flooder.flood(1240)
+            yield Flooded(engine, host, endpoint, quota, flooder, [])
+    assert quota.memory.used == 0
+
+
+def test_who_asks_for_new_keys_all_the_time_leaves_others_their_turns(
+    openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with flooded(openssl, monkeypatch) as it:
+        turns = itertools.count()
+
+        def of_others() -> None:
+            next(turns)
+            if not it.statuses:
+                it.engine.run(of_others)
+
+        it.engine.run(of_others)
+        it.flooder.write(bytes(100))
+        buffer = SliceBuffer()
+        it.read(buffer, 140)
+        while not it.statuses:
+            it.host.turn()
+            it.host.poll(0)
+        assert (it.statuses, bytes(buffer)) == ([Status.OK], b"x" * 40 + bytes(100))
+        assert next(turns) > 20
+        buffer.clear()
+
+
+@pytest.mark.parametrize("end", ["the endpoint", "the engine", "its writing half"])
+def test_what_is_closed_amid_a_flood_ends_as_always(
+    openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    with flooded(openssl, monkeypatch) as it:
+        buffer = SliceBuffer()
+        it.read(buffer, 40)
+        it.host.until(lambda: it.endpoint._decrypter.is_tired)  # type: ignore[attr-defined]
+        assert it.statuses == []
+        if end == "its writing half":
+            assert isinstance(it.endpoint, HalfCloseable)
+            it.endpoint.close_write()
+        else:
+            (it.endpoint if end == "the endpoint" else it.engine).close()
+        it.host.until(lambda: it.statuses)
+        assert it.statuses == ([CLOSED] if end == "the endpoint" else [Status.OK])
+        assert len(buffer) == {"the endpoint": 0, "the engine": 9, "its writing half": 40}[end]
+        it.host.settle()
+        assert len(it.statuses) == 1
+        buffer.clear()

@@ -13,7 +13,10 @@ Rules:
 4. Between two calls OpenSSL holds at most one record of ciphertext, whose rest is to come, and one of plaintext, for
    which there was no room. They are not charged: charged parts of records might fill a quota, and then none of them
    would ever be whole.
-5. What is written is taken from the application's slices as records: long slices piece by piece where they lie, short
+5. Records that carry little take as long as others, new keys twenty times that, and a peer may send as many as it
+   likes. So a turn that has decrypted such for TURN seconds leaves the rest for another (`is_tired`): the block that it
+   was at stays as it is, charged, with the plaintext that is in it by then.
+6. What is written is taken from the application's slices as records: long slices piece by piece where they lie, short
    ones joined, so that many small slices cost few records, and one write below.
 """
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, cast
 
 from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
@@ -39,10 +43,23 @@ _PIECE: Final = 2 * RECORD
 BATCH: Final = 3 * _PIECE
 """Bytes that are encrypted for one write below; more wait for its end. With 128 KiB glibc gives the memory back to the
 system with each, and takes it anew page by page; and a peer runs dry meanwhile, and has to be woken each time."""
+TURN: Final = 0.01
+"""Seconds that one turn decrypts short records; of full ones it gets no more than a read below brings."""
+_SHORT: Final = 4096
 
 
 class Decrypter:
-    __slots__ = ("_aside", "_incoming", "_may_have_more", "_memory", "_tls", "end")
+    __slots__ = (
+        "_aside",
+        "_incoming",
+        "_may_have_more",
+        "_memory",
+        "_tls",
+        "_under_way",
+        "_until",
+        "end",
+        "is_tired",
+    )
 
     def __init__(self, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, memory: MemoryQuota) -> None:
         self._tls = tls
@@ -50,25 +67,43 @@ class Decrypter:
         self._memory = memory
         self._may_have_more = False
         self._aside: list[memoryview] = []
+        self._under_way: tuple[memoryview, int, int] | None = None  # a block of which a part is left, by rule 5
         self.end: Status | None = None
         """What ended the stream, once all that came before was given out."""
+        self.is_tired = False
+        """Whether what is left is for another turn: rule 5."""
+        self._until = 0.0  # of this turn, once it has begun to decrypt
 
     @property
     def has_more(self) -> bool:
         """Whether there is plaintext for which there was no room."""
         return self._may_have_more or bool(self._aside)
 
-    def take(self, ciphertext: list[memoryview], buffer: SliceBuffer) -> None:
-        """Decrypts what came from below, in this order, to the end of `buffer`."""
+    def rest(self) -> None:
+        """Another turn begins."""
+        self.is_tired = False
+        self._until = 0.0
+
+    def take(self, ciphertext: list[memoryview], buffer: SliceBuffer) -> bool:
+        """Decrypts what came from below, in this order, to the end of `buffer`. False: it is tired, and what is left
+        is to be given again."""
+        if self._under_way is not None:
+            (room, fed, done), self._under_way = self._under_way, None
+            self._decrypt(room, fed, done, buffer, stays=True)
+            del room
         ciphertext.reverse()
-        while ciphertext and self.end is None:
+        while ciphertext and self.end is None and not self.is_tired:
+            if self.has_more:  # which comes first
+                self.give(buffer)
+                if self.is_tired:
+                    break
             part = ciphertext.pop()
             if is_unshared(part):
-                if self._may_have_more:  # which comes first, and does not fit in
+                if self._may_have_more:  # and does not fit in
                     self._incoming.write(part)
-                    self._decrypt(part, 0, buffer)
+                    self._decrypt(part, len(part), 0, buffer)
                 else:
-                    self._decrypt(part, len(part), buffer)
+                    self._decrypt(part, 0, 0, buffer, stays=True)
             else:
                 self._incoming.write(part)
                 parts = [part]
@@ -76,8 +111,12 @@ class Decrypter:
                 recycle_last(parts)
                 self._may_have_more = True
                 self.give(buffer)
+        if self.end is None and (ciphertext or self._under_way is not None):
+            ciphertext.reverse()
+            return False
         while ciphertext:
             recycle_last(ciphertext)
+        return True
 
     def give(self, buffer: SliceBuffer, *, whatever_the_quota_says: bool = False) -> None:
         """Moves the plaintext that there was no room for to the end of `buffer`, as far as there is room now."""
@@ -85,7 +124,7 @@ class Decrypter:
             buffer._parts += self._aside
             buffer._length += sum(map(len, self._aside))
             self._aside = []
-        while self._may_have_more and self.end is None:
+        while self._may_have_more and self.end is None and not self.is_tired:
             waiting = self._tls.pending() + self._incoming.pending
             if not waiting:
                 self._may_have_more = False
@@ -98,11 +137,12 @@ class Decrypter:
                 block = self._memory.make_block(SMALLEST_BLOCK, size)
             room = memoryview(block)
             del block
-            self._decrypt(room, 0, buffer)
+            self._decrypt(room, len(room), 0, buffer)
 
     def set_aside(self) -> None:
         """Takes out of OpenSSL what it holds of plaintext, whatever the quota says: it is going to be asked to end
         our stream, and then would drop it."""
+        self.rest()
         buffer = SliceBuffer()
         self.give(buffer, whatever_the_quota_says=True)
         self._aside = buffer._parts
@@ -111,32 +151,41 @@ class Decrypter:
         """Keeps plaintext that nobody has asked for yet."""
         self._aside += plaintext._parts
 
-    def _decrypt(self, room: memoryview, fresh: int, buffer: SliceBuffer) -> None:
-        """Gives OpenSSL the first `fresh` bytes of `room`, and fills it with plaintext."""
+    def _decrypt(self, room: memoryview, fed: int, done: int, buffer: SliceBuffer, *, stays: bool = False) -> None:
+        """Fills `room` with plaintext from `done` on, and gives OpenSSL what is in it from `fed` on. If tired, a room
+        that `stays` is left as it is."""
         incoming = self._incoming
         read = cast("Callable[[int, memoryview], int]", self._tls.read)
         size = len(room)
-        fed = 0 if fresh else size
-        done = 0
         more = False
         try:
-            while True:
+            while self.end is None:
                 if fed < size and (done == fed or incoming.pending < _LONGEST_RECORD):
                     fed += incoming.write(room[fed : fed + RECORD])
                 try:
                     n = read(fed - done, room[done:fed])
                 except ssl.SSLWantReadError:
+                    self._look_at_the_clock()
                     if fed == size:
                         break
-                    continue
-                if not n:
-                    self.end = CLEAN_END
-                    break
-                done += n
-                if done == size:
+                    n = 0
+                else:
+                    if not n:
+                        self.end = CLEAN_END
+                        break
+                    done += n
+                    if done == size:
+                        more = True
+                        break
+                    if n < _SHORT:
+                        self._look_at_the_clock()
+                    if fed == size and not incoming.pending and done < fed:
+                        break
+                if self.is_tired and done < fed:  # so OpenSSL has given all of its record
+                    if stays:
+                        self._under_way = room, fed, done
+                        return
                     more = True
-                    break
-                if fed == size and not incoming.pending and done < fed:
                     break
         except ssl.SSLZeroReturnError:
             self.end = CLEAN_END
@@ -149,6 +198,20 @@ class Decrypter:
         else:
             parts = [room]
             del room
+            recycle_last(parts)
+
+    def _look_at_the_clock(self) -> None:
+        now = monotonic()
+        if not self._until:
+            self._until = now + TURN
+        elif now >= self._until:
+            self.is_tired = True
+
+    def drop(self) -> None:
+        """Forgets a block that was not decrypted to its end."""
+        if self._under_way is not None:
+            parts = [self._under_way[0]]
+            self._under_way = None
             recycle_last(parts)
 
 

@@ -15,9 +15,9 @@ Rules:
 4. No callback is called within a turn. What a turn ended is told after it: to the call that took the turn, if it is
    that call's own operation; directly, if the turn was taken by a callback from below, for callbacks may run there;
    else by a closure of the engine's.
-5. While a read is outstanding there is one outstanding below; and while a write is, there is a write below, or, while
-   OpenSSL renegotiates, a read. So the end of the engine, a reset, and our own close reach each operation from below,
-   once. While no read is outstanding, nothing is read below.
+5. While a read is outstanding there is one outstanding below, or what that brought is being decrypted; and while a
+   write is, there is a write below, or, while OpenSSL renegotiates, a read. So the end of the engine, a reset, and our
+   own close reach each operation from below, once. While no read is outstanding, nothing is read below.
 6. Close: the claimant sets `_closed`. The next turn sends a close_notify, unless that would come in the middle of a
    write, and closes what is below: at once, if that was sent at once; else, as from another thread, when it was, or
    after LINGER seconds.

@@ -14,6 +14,8 @@ What goes on below, and why one thing is done before another:
    wakes the peer once less.
 5. OpenSSL renegotiates (TLS 1.2) within reads and writes, and then encrypts nothing until it has heard of the peer: a
    write has a read below, then, and what that brings of plaintext is put aside for the next read.
+6. Decrypting that takes long goes on in another turn, by a closure of the engine's. Until then what a read below has
+   brought counts as just arriving.
 """
 
 from __future__ import annotations
@@ -62,10 +64,12 @@ class Steps(Endpoint):
         "_encrypter",
         "_end_below",
         "_engine",
+        "_goes_on",
         "_has_ended",
         "_has_tickets",
         "_incoming",
         "_is_gone",
+        "_is_rested",
         "_memory",
         "_must_end",
         "_outgoing_charge",
@@ -106,7 +110,9 @@ class Steps(Endpoint):
         self._to_write: WriteRequest | None = None
         self._arrived: Status | None = None  # of the read below
         self._sent: Status | None = None  # of the write below
+        self._is_rested = False  # this is another turn of the engine
         # What the turns know.
+        self._goes_on = False  # another turn will come of itself
         self._writing: WriteRequest | None = None
         self._has_ended = False  # a close_notify was made
         self._has_tickets = bool(outgoing.pending)  # and no turn was taken yet
@@ -140,10 +146,17 @@ class Steps(Endpoint):
         """The write below has ended."""
 
     @abstractmethod
+    def _go_on(self) -> None:
+        """Another turn, which was asked for."""
+
+    @abstractmethod
     def _on_room(self) -> bool:
         """The quota has room. Any thread, and takes no lock; True passes the news on."""
 
     def _step(self) -> None:
+        if self._is_rested:
+            self._is_rested = False
+            self._decrypter.rest()
         sent = self._sent
         if sent is not None:
             self._sent = None
@@ -174,6 +187,12 @@ class Steps(Endpoint):
                 if status is not None:
                     self._end_read(status)
                     request = None
+            if (
+                self._decrypter.is_tired
+                and (request is not None or self._encrypter.waits_for_the_peer)
+                and not self._goes_on_later()
+            ):
+                continue
             if self._reads_below:
                 return
             end = self._decrypter.end if self._end_below is None else self._end_below
@@ -198,29 +217,34 @@ class Steps(Endpoint):
         """What the read below brought goes through OpenSSL; without a request, that is only to hear of the peer."""
         if request is None and self._writing is None:
             return  # it stays as it is, until somebody wants it
-        self._arrived = None
-        self._reads_below = False
         if not status.ok:
+            self._arrived = None
+            self._reads_below = False
             self._end_below = UNCLEAN_END if status.code is StatusCode.OUT_OF_RANGE else status
             self._is_gone = self._is_gone or status.code is StatusCode.CANCELLED
             return
+        decrypter = self._decrypter
         ciphertext, self._ciphertext._parts = self._ciphertext._parts, []
         self._ciphertext._length = 0
-        if request is not None:
-            self._decrypter.take(ciphertext, request[1])
-        else:
-            aside = SliceBuffer()
-            self._decrypter.take(ciphertext, aside)
-            self._decrypter.put_aside(aside)
+        plaintext = SliceBuffer() if request is None else request[1]
+        is_done = decrypter.take(ciphertext, plaintext)
         if self._writes_below and self._encrypter.output > UNTAKEN:
-            self._decrypter.end = _TAKES_NO_ANSWERS
+            decrypter.end = _TAKES_NO_ANSWERS
+            is_done = is_done or decrypter.take(ciphertext, plaintext)
+        if request is None:
+            decrypter.put_aside(plaintext)
+        if is_done:
+            self._arrived = None
+            self._reads_below = False
+        else:
+            self._ciphertext._parts = ciphertext
 
     def _look_for_plaintext(self, request: ReadRequest) -> Status | None:
         """OK when there is enough, what ended the stream, or None when one has to wait."""
         decrypter, buffer = self._decrypter, request[1]
         if decrypter.has_more:
             decrypter.give(buffer, whatever_the_quota_says=self._end_below is not None)
-            if not buffer._length and decrypter.has_more:
+            if not buffer._length and decrypter.has_more and not decrypter.is_tired:
                 self._wait_for_room(buffer)
         if buffer._length:
             ended = decrypter.end is not None or self._end_below is not None
@@ -228,6 +252,19 @@ class Steps(Endpoint):
         if decrypter.end is not None:
             return decrypter.end
         return None if decrypter.has_more else self._end_below
+
+    def _goes_on_later(self) -> bool:
+        """Rule 6. False: there will be no other turn."""
+        if self._goes_on:
+            return True
+        self._goes_on = True
+        try:
+            self._engine.run(self._go_on)
+        except (ClosedResourceError, ForkedProcessError):
+            self._goes_on = False
+            self._decrypter.rest()
+            return False
+        return True
 
     def _wait_for_room(self, buffer: SliceBuffer) -> None:
         """Enlists first and tries once more after, so that no wake-up is lost."""
@@ -329,6 +366,7 @@ class Steps(Endpoint):
             self._arrived = None
             self._reads_below = False
             self._ciphertext.clear()
+            self._decrypter.drop()
         if self._reading is not None and not self._reads_below:
             self._reading[1].clear()
             self._end_read(CLOSED)

@@ -130,10 +130,17 @@ class Turns(Steps):
 
     def _on_arrived(self, status: Status) -> None:
         self._arrived = status
+        self._is_rested = True
         self._turn(_FROM_BELOW)
 
     def _on_sent(self, status: Status) -> None:
         self._sent = status
+        self._is_rested = True
+        self._turn(_FROM_BELOW)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._is_rested = True
         self._turn(_FROM_BELOW)
 
     def _on_room(self) -> bool:
@@ -145,6 +152,7 @@ class Turns(Steps):
         return False
 
     def _look_for_room(self) -> None:
+        self._is_rested = True
         self._turn(_FROM_BELOW)
         self._memory.wake_next_waiter()
 
