@@ -260,6 +260,42 @@ def test_an_end_of_tls_without_close_notify_is_no_end_of_the_stream(
                 assert app.read(endpoint, SliceBuffer()).code is StatusCode.UNAVAILABLE
 
 
+@pytest.mark.parametrize("how", ["close", "abort"])
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_transport_that_another_closes_has_not_come_to_its_end(
+    stage: Stage, app: Application, quota: ResourceQuota, tls: Certificate | None, how: str, writes: bool
+) -> None:
+    """Who is told of an end takes for whole what he has read."""
+    next_endpoint, port = accepted_by(stage, quota, tls)
+    with (
+        through_tls(tls, connect(ResolvedAddress.tcp("127.0.0.1", port))) as oracle,
+        closing(next_endpoint()) as endpoint,
+    ):
+        on_writable = app.start_write(endpoint, bytes(16 << 20)) if writes else None
+        on_read = app.start_read(endpoint, SliceBuffer())
+        stage.call(lambda: close_under(endpoint, how))
+        draining = threading.Thread(target=drain, args=(oracle,))
+        draining.start()
+        assert on_read.result().code is StatusCode.UNAVAILABLE
+        assert on_writable is None or on_writable.result().code is StatusCode.UNAVAILABLE
+        assert app.read(endpoint, SliceBuffer()).code is StatusCode.UNAVAILABLE
+        assert app.write(endpoint, b"more").code is StatusCode.UNAVAILABLE
+        draining.join(TIMEOUT)
+
+
+def close_under(endpoint: Any, how: str) -> None:
+    transport = getattr(endpoint._port, "_transport", None) or endpoint._port._stream
+    by_name = {"close": ("loseConnection", "close"), "abort": ("abortConnection", "abort", "close")}
+    next(getattr(transport, name) for name in by_name[how] if hasattr(transport, name))()
+
+
+def drain(oracle: socket.socket) -> None:
+    with suppress(OSError):
+        while oracle.recv(1 << 16):
+            pass
+        end_stream(oracle)
+
+
 def test_a_transport_is_not_borrowed_twice(stage: Stage, app: Application, quota: ResourceQuota) -> None:
     engine: Any = stage.engine
     next_endpoint, port = accepted_by(stage, quota, None)

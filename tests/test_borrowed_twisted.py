@@ -241,7 +241,7 @@ def test_a_transport_that_another_closes_is_closed_and_reads_are_told(
             stage.call(transport.loseConnection)
             assert oracle.recv(1) == b""
             status = before.result() if before else app.read(endpoint, SliceBuffer())
-            assert status.code is StatusCode.OUT_OF_RANGE
+            assert status.code is StatusCode.UNAVAILABLE
             assert app.write(endpoint, b"x").code is StatusCode.UNAVAILABLE
 
 

@@ -6,7 +6,8 @@ Rules, besides those of `core.borrowed`:
    to 64 KiB may still be in the buffer of the transport below.
 2. asyncio reads ahead of nobody: a paused transport hears of no end and no reset until it is resumed.
 3. Over TLS asyncio tells every end alike, also one without close_notify, which may be that of one who cut the stream
-   off. OpenSSL, when it is asked to read on, says which it was.
+   off. OpenSSL, when it is asked to read on, says which it was. And it tells so when the peer has answered an end that
+   somebody else has made here, when what it sent before may have been dropped.
 4. A loop that was closed leaves its transports behind; nothing can be called on them, and nothing is.
 """
 
@@ -39,12 +40,12 @@ _NEEDED: Final = ("pause_reading", "resume_reading", "set_protocol", "set_write_
 class _Port(PushTransport, asyncio.Protocol):
     """A transport, and its protocol."""
 
-    __slots__ = ("_is_tls", "_reading", "_transport", "can_half_close")
+    __slots__ = ("_closed_here", "_is_tls", "_reading", "_transport", "can_half_close")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
-        self._reading = False
+        self._reading = self._closed_here = False
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         if not self._is_tls:
             transport.pause_reading()
@@ -97,6 +98,7 @@ class _Port(PushTransport, asyncio.Protocol):
         self.data(data)
 
     def eof_received(self) -> bool:
+        self._closed_here = self._transport.is_closing()
         if self._is_clean_end():
             self.end()
         return not self._is_tls  # which cannot be kept open
@@ -106,6 +108,8 @@ class _Port(PushTransport, asyncio.Protocol):
 
     def _is_clean_end(self) -> bool:
         """Rule 3."""
+        if self._closed_here:
+            return False
         tls = cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
         try:
             return tls is None or not tls.read(1)

@@ -7,7 +7,9 @@ Rules, besides those of `core.borrowed`:
 2. Between two requests a stream may read one chunk of 64 KiB ahead into a buffer of its own, which is not charged, to
    learn of the end.
 3. A stream closes whole: when the peer has ended its stream nothing can be written any more.
-4. Python's `ssl` hides an end of TLS without close_notify, unless it is told not to: it may be that of one who cut the
+4. A stream tells alike that its peer has ended it and that somebody else has closed it; who looks at what it reads from
+   its descriptor knows which it was.
+5. Python's `ssl` hides an end of TLS without close_notify, unless it is told not to: it may be that of one who cut the
    stream off.
 """
 
@@ -19,7 +21,7 @@ import socket
 import ssl
 from asyncio import Future
 from typing import TYPE_CHECKING, Final, Protocol, cast
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
@@ -30,6 +32,8 @@ from eventengine.memory import MemoryAllocator
 from eventengine.status import BusyResourceError, Status, StatusCode, StatusError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from eventengine.core.loop import Loop
 
 __all__ = ["endpoint_from_iostream"]
@@ -43,6 +47,10 @@ class _SSLSocket(Protocol):
     suppress_ragged_eofs: bool
 
 
+class _Reads(Protocol):
+    read_from_fd: Callable[[bytearray | memoryview], int | None]
+
+
 class _HasSocket(Protocol):
     socket: socket.socket
 
@@ -53,7 +61,7 @@ def _socket_of(stream: IOStream) -> socket.socket:
 
 
 class _Port(PushTransport):
-    __slots__ = ("_reading", "_stream", "_wanted", "can_half_close")
+    __slots__ = ("_ends", "_reading", "_stream", "_wanted", "can_half_close")
 
     def __init__(self, stream: IOStream) -> None:
         super().__init__()
@@ -62,6 +70,9 @@ class _Port(PushTransport):
         if isinstance(stream, SSLIOStream):
             cast("_SSLSocket", _socket_of(stream)).suppress_ragged_eofs = False
         self._reading = self._wanted = False
+        self._ends: list[None] = []
+        """Not empty when the peer has ended its stream."""
+        _watch_for_the_end(stream, self._ends)
 
     def resume(self) -> None:
         self._wanted = True
@@ -120,12 +131,30 @@ class _Port(PushTransport):
 
     def _lost(self) -> None:
         error = self._stream.error
+        number = _number_of(error)
         if error is None:
-            self.end()
+            if self._ends:
+                self.end()
+            else:
+                number = errno.ECONNABORTED
         else:
             # Its frames hold the stream, which holds it, and what was being written: until a garbage collection.
             error.__traceback__ = None
-        self.broken(_number_of(error))
+        self.broken(number)
+
+
+def _watch_for_the_end(stream: IOStream, ends: list[None]) -> None:
+    """Rule 4. By what does not hold the stream, whose it becomes."""
+    read = WeakMethod(stream.read_from_fd)
+
+    def read_from_fd(buf: bytearray | memoryview) -> int | None:
+        method = read()
+        size = None if method is None else method(buf)
+        if size == 0:
+            ends.append(None)
+        return size
+
+    cast("_Reads", stream).read_from_fd = read_from_fd
 
 
 def _number_of(error: BaseException | None) -> int:

@@ -9,8 +9,9 @@ Rules, besides those of `core.borrowed`:
    64 KiB, and when that has gone, so up to 64 KiB may be on their way within Twisted when a write on it is done.
 2. A TLS transport is borrowed when its handshake is done: a paused one would never do it.
 3. Twisted's TLS, once told to close, waits for the peer to do so, too, for ever; after LINGER seconds it is cut.
-4. A pull producer keeps a transport from closing, by halves or whole; so it is taken back before, and when it is asked
-   for more by one that somebody else has closed.
+4. A producer keeps a transport from closing, by halves or whole. So a pull producer is taken back before, and when it
+   is asked for more by one that somebody else has closed; others are there only while there is much to write.
+5. What somebody else has closed takes no writes, and has not come to its end: bytes that came after are nobody's.
 """
 
 from __future__ import annotations
@@ -135,9 +136,10 @@ class _Port(PushTransport):
         self.can_half_close = self._is_own and hasattr(transport, "loseWriteConnection")
         self._full = False
         self._linger: object = None
-        self._produces = hasattr(transport, "registerProducer")
-        if self._produces:
-            transport.registerProducer(self, not self._is_own)
+        self._produces = False
+        self._start_producing()
+        if not self._is_own:  # it was tried whether there is one
+            self._stop_producing()
         transport.pauseProducing()
 
     def resume(self) -> None:
@@ -146,9 +148,24 @@ class _Port(PushTransport):
     def pause(self) -> None:
         self._transport.pauseProducing()
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether somebody has closed the transport, and not its peer."""
+        holder: object = self._transport
+        if isinstance(holder, FileDescriptor) and getattr(holder, "TLS", False):
+            holder = cast("object", getattr(holder, "protocol", None))
+        return bool(getattr(holder, "disconnecting", False))
+
     def write(self, piece: bytes) -> bool:
+        if self.is_closing:
+            self.unwritable(errno.ECONNABORTED)
+            return False
         self._full = self._is_own
+        if not self._is_own:
+            self._start_producing()
         self._transport.write(piece)
+        if not self._is_own and not self._full:
+            self._stop_producing()
         return not self._full
 
     def close_write(self) -> None:
@@ -176,6 +193,11 @@ class _Port(PushTransport):
         self._linger = None
         self.abort()
 
+    def _start_producing(self) -> None:
+        if not self._produces and hasattr(self._transport, "registerProducer"):
+            self._produces = True
+            self._transport.registerProducer(self, not self._is_own)
+
     def _stop_producing(self) -> None:
         if self._produces:
             self._produces = False
@@ -187,8 +209,8 @@ class _Port(PushTransport):
         self._full = True
 
     def resumeProducing(self) -> None:
-        if self._is_own and getattr(self._transport, "disconnecting", False):
-            self._stop_producing()  # somebody else has closed it, and reads are told when it has gone
+        if not self._is_own or self.is_closing:
+            self._stop_producing()
         if self._full:
             self._full = False
             self.drained()
@@ -217,9 +239,13 @@ class Receiver(TwistedProtocol):
         port = self.port
         if port is not None:
             port.lost()
+            number = number_of(reason)
             if isinstance(_why(reason), error.ConnectionDone):
-                port.end()
-            port.broken(number_of(reason))
+                if port.is_closing:
+                    number = errno.ECONNABORTED
+                else:
+                    port.end()
+            port.broken(number)
 
 
 classImplements(Receiver, IHalfCloseableProtocol)
