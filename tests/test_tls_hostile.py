@@ -125,6 +125,21 @@ def test_what_a_handshake_has_received_is_charged_until_it_ends(app: Application
         accepting.close()
 
 
+def test_a_handshake_that_comes_byte_by_byte_keeps_one_number_of_what_came(app: Application) -> None:
+    accepting = app.listen()
+    with connect(accepting.address) as connection:
+        on_done = Callback[Endpoint | Status](app.ledger)
+        endpoint = accepting.next()
+        handshake = app.call(lambda: start_accept(app, on_done, endpoint))
+        for come, byte in enumerate(b"\x16\x03\x01\x40", 1):
+            connection.sendall(bytes([byte]))
+            until(lambda: sum(handshake._fed) == come)  # noqa: B023
+        assert len(handshake._fed) == 1
+        connection.close()
+        assert not isinstance(on_done.result(), Endpoint)
+    accepting.close()
+
+
 def test_a_peer_that_asks_for_new_keys_and_takes_no_answer_is_cut(app: Application, openssl: ctypes.CDLL) -> None:
     accepting = app.listen(config=EndpointConfig(send_buffer_size=4096))
     with connect(accepting.address, receive_buffer_size=4096) as connection:

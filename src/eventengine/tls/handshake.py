@@ -314,7 +314,12 @@ class Handshake:
             del part  # or its block would not go back to the pool
         size = len(self._ciphertext)
         self._ciphertext.clear()
-        self._fed.append(self._memory.take(size, size))
+        charge = self._memory.take(size, size)
+        with contextlib.suppress(
+            IndexError
+        ):  # one number, or a peer that sends bytes one by one would make it many
+            charge += self._fed.pop()
+        self._fed.append(charge)
         if not hasattr(self, "_open"):
             self._give_back_fed()
         return False
