@@ -38,7 +38,7 @@ from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
 from eventengine.testing.scenes import never_inline, repeat_until_closed
-from eventengine.tls.ciphering import Decrypter
+from eventengine.tls import ciphering
 from handshakes import (
     oracle_client,
     oracle_server,
@@ -810,19 +810,30 @@ def test_an_endpoint_that_is_collected_is_closed_with_a_warning(app: Application
                 receive_all(oracle)
 
 
-def test_plaintext_that_was_put_aside_comes_before_what_came_after_it() -> None:
-    """As after a renegotiation, or a `close_write` while the quota was full."""
-    memory = MemoryQuota()
+@pytest.mark.parametrize("turn", [0.0, TIMEOUT])
+def test_plaintext_that_was_put_aside_comes_before_what_came_after_it(
+    monkeypatch: pytest.MonkeyPatch, turn: float
+) -> None:
+    """As after a renegotiation, or a `close_write` while the quota was full; in one turn, and in several."""
+    monkeypatch.setattr(ciphering, "TURN", turn)
     client, server = TLSEnd(certificates().client_context(), HOST), TLSEnd(certificates().server_context())
     while not all([client.shakes(server), server.shakes(client)]):
         pass
-    decrypter = Decrypter(server.tls, server.incoming, memory)
-    decrypter.put_aside(SliceBuffer([b"first, "]))
-    client.tls.write(b"second")
-    buffer = SliceBuffer()
-    decrypter.take([memoryview(bytearray(client.outgoing.read()))], buffer)
+    decrypter = ciphering.Decrypter(server.tls, server.incoming, MemoryQuota())
+    decrypter.put_aside(SliceBuffer([b"first"]))
+    for word in (b", second", b", third", b", fourth"):
+        client.tls.write(word)
+    parts = [memoryview(bytearray(client.outgoing.read()))]
+    nobody_reads, buffer = SliceBuffer(), SliceBuffer()
+    decrypter.take(parts, nobody_reads)
+    decrypter.put_aside(nobody_reads)
+    assert decrypter.is_tired == (not turn)
+    while decrypter.is_tired:
+        decrypter.rest()
+        decrypter.take(parts, buffer)
+        decrypter.give(buffer)
     decrypter.give(buffer)
-    assert bytes(buffer) == b"first, second"
+    assert bytes(buffer) == b"first, second, third, fourth"
 
 
 class TLSEnd:

@@ -87,13 +87,16 @@ class Decrypter:
     def take(self, ciphertext: list[memoryview], buffer: SliceBuffer) -> bool:
         """Decrypts what came from below, in this order, to the end of `buffer`. False: it is tired, and what is left
         is to be given again."""
+        if self.is_tired and self.end is None:
+            return False
+        self._give_aside(buffer)
         if self._under_way is not None:
             (room, fed, done), self._under_way = self._under_way, None
             self._decrypt(room, fed, done, buffer, stays=True)
             del room
         ciphertext.reverse()
         while ciphertext and self.end is None and not self.is_tired:
-            if self.has_more:  # which comes first
+            if self._may_have_more:  # which comes first
                 self.give(buffer)
                 if self.is_tired:
                     break
@@ -120,10 +123,7 @@ class Decrypter:
 
     def give(self, buffer: SliceBuffer, *, whatever_the_quota_says: bool = False) -> None:
         """Moves the plaintext that there was no room for to the end of `buffer`, as far as there is room now."""
-        if self._aside:
-            buffer._parts += self._aside
-            buffer._length += sum(map(len, self._aside))
-            self._aside = []
+        self._give_aside(buffer)
         while self._may_have_more and self.end is None and not self.is_tired:
             waiting = self._tls.pending() + self._incoming.pending
             if not waiting:
@@ -138,6 +138,12 @@ class Decrypter:
             room = memoryview(block)
             del block
             self._decrypt(room, len(room), 0, buffer)
+
+    def _give_aside(self, buffer: SliceBuffer) -> None:
+        if self._aside:
+            buffer._parts += self._aside
+            buffer._length += sum(map(len, self._aside))
+            self._aside = []
 
     def set_aside(self) -> None:
         """Takes out of OpenSSL what it holds of plaintext, whatever the quota says: it is going to be asked to end
