@@ -247,6 +247,22 @@ def test_a_write_ends_with_what_send_says_and_so_do_later_ones(app: Application,
                 assert said(ended) == (("OUT_OF_RANGE", None) if one_way else told(number)), name
 
 
+def test_a_stream_that_has_ended_stays_whole_whatever_a_write_finds_then(app: Application, faults: Faults) -> None:
+    for site in write_sites(app):
+        for number in (errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE):
+            with (
+                OracleServer() as server,
+                closing(app.connect(server.address)) as endpoint,
+                server.accept() as peer,
+            ):
+                peer.shutdown(socket.SHUT_WR)
+                assert said(app.read(endpoint, SliceBuffer())) == ("OUT_OF_RANGE", None)
+                with faults.at(site, failing(number)):
+                    assert said(write_by(app, endpoint, site, [b"lost", b"too"]).result()) == told(number)
+                for _ in range(2):
+                    assert said(app.read(endpoint, SliceBuffer())) == ("OUT_OF_RANGE", None)
+
+
 def test_sends_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order(
     app: Application, faults: Faults
 ) -> None:

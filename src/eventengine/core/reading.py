@@ -14,8 +14,9 @@ than 80 % of a block, as in gRPC's posix endpoint, and halves after SMALL_READS 
 an average; so sizes are powers of two, and each has its pool.
 
 The kernel reports an error once, to whichever call comes first, and says end of stream after. `_broken` keeps it for
-the read that comes then; but not a lack of memory (LACKS), after which there is more to read. What a read finds at once
-but bytes is not told within it: READ is armed, and the event of a dead socket comes surely.
+the read that comes then; but not a lack of memory (LACKS), after which there is more to read. It keeps an end, too:
+what a write finds later takes nothing from a stream that was whole. What a read finds at once but bytes is not told
+within it: READ is armed, and the event of a dead socket comes surely.
 """
 
 from __future__ import annotations
@@ -177,9 +178,8 @@ class ReadingHalf(Operations):
             if not n:
                 self._memory.put_back(block)
                 self._eager = True  # after bytes, the next read finds the end at once
-                if buffer._length:
-                    return _OK
-                return ENDED if self._broken is None else self._broken
+                status = self._at_the_end()
+                return _OK if buffer._length else status
             view = memoryview(block)
             buffer._parts.append(view if n == size else view[:n])
             buffer._length += n
@@ -207,7 +207,12 @@ class ReadingHalf(Operations):
             return None
         except OSError as error:
             return self._cannot_read(error)
-        return ENDED if self._broken is None else self._broken
+        return self._at_the_end()
+
+    def _at_the_end(self) -> Status:
+        if self._broken is None:
+            self._broken = ENDED
+        return self._broken
 
     def _cannot_read(self, error: OSError) -> Status:
         number = error.errno or errno.EIO
