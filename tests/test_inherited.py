@@ -26,6 +26,7 @@ from eventengine import (
     StatusCode,
     StatusError,
     SupportsFileDescriptor,
+    create_event_engine,
     inherited_sockets,
 )
 from eventengine.testing.application import Accepting, Application
@@ -258,6 +259,8 @@ def test_a_descriptor_is_taken_over_once(app: Application) -> None:
         endpoint = app.engine.endpoint_from_fd(number := ours.detach(), allocator)
         with pytest.raises(ValueError, match=f"descriptor {number} is that of an endpoint of this engine already"):
             app.engine.endpoint_from_fd(number, allocator)
+        with create_event_engine() as other, pytest.raises(ValueError, match="endpoint of another engine already"):
+            other.endpoint_from_fd(number, allocator)
         both_ways(app, endpoint, oracle)
         endpoint.close()
     accepting, adopts = listener_of(app)

@@ -29,7 +29,7 @@ from eventengine.core.getaddrinfo import system_source
 from eventengine.core.host import Host
 from eventengine.core.inherited import take_connection
 from eventengine.core.listener import Acceptor, OnAccept, SocketListener
-from eventengine.core.loop import Loop
+from eventengine.core.loop import Loop, loops
 from eventengine.core.resolver import HostedResolver, Names, SourceFactory, parse_dns_server
 from eventengine.core.sockets import set_options
 from eventengine.core.threaded import LoopThread
@@ -218,17 +218,19 @@ class HostedEventEngine(EventEngine):
     def endpoint_from_fd(
         self, fd: int, memory_allocator: MemoryAllocator, config: EndpointConfig | None = None
     ) -> Endpoint:
-        """As `endpoint_from_socket`, for its descriptor, which the endpoint closes in the end. May be called from any
-        thread.
+        """As `endpoint_from_socket`, for its descriptor, which the endpoint closes in the end; ValueError for one that
+        an endpoint of any engine has already. May be called from any thread.
         """
         if isinstance(fd, bool) or not isinstance(fd, int):
             raise TypeError(f"fd must be an int, not {type(fd).__name__}")
-        known = self._loop.endpoints.get(fd)
-        endpoint = None if known is None else known()
-        if (
-            endpoint is not None and not endpoint._closed
-        ):  # else it would be closed twice, and be another's by then
-            raise ValueError(f"descriptor {fd} is that of an endpoint of this engine already")
+        for loop in loops():
+            known = None if loop.is_forked else loop.endpoints.get(fd)
+            endpoint = None if known is None else known()
+            if (
+                endpoint is not None and not endpoint._closed
+            ):  # else it would be closed twice, and be another's by then
+                of = "this engine" if loop is self._loop else "another engine"
+                raise ValueError(f"descriptor {fd} is that of an endpoint of {of} already")
         return self._take_over(fd, memory_allocator, config)
 
     def _take_over(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from eventengine.core.listener import Acceptor
     from eventengine.core.operations import Operations
 
-__all__ = ["Loop"]
+__all__ = ["Loop", "loops"]
 
 BUDGET: Final = 1 << 20
 """Bytes that one turn may complete at once; each operation costs 1 KiB besides."""
@@ -200,8 +200,15 @@ class Loop:
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
+def loops() -> list[Loop]:
+    """Those of this process. Any thread."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread has just made one
+            return list(_loops)
+
+
 def _after_fork_in_child() -> None:
-    for loop in list(_loops):
+    for loop in loops():
         loop._abandon()
 
 
