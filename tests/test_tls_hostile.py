@@ -203,9 +203,13 @@ def flooded(openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     assert quota.memory.used == 0
 
 
+@pytest.mark.parametrize("blocks", ["ours alone", "shared"])
 def test_who_asks_for_new_keys_all_the_time_leaves_others_their_turns(
-    openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, blocks: str
 ) -> None:
+    """And a read gets as much as it wished for all the same."""
+    if blocks == "shared":
+        monkeypatch.setattr(ciphering, "is_unshared", lambda part: False)
     with flooded(openssl, monkeypatch) as it:
         turns = itertools.count()
 

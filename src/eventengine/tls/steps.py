@@ -248,7 +248,8 @@ class Steps(Endpoint):
                 self._wait_for_room(buffer)
         if buffer._length:
             ended = decrypter.end is not None or self._end_below is not None
-            return _OK if ended or decrypter.has_more or buffer._length >= request[2] else None
+            full = decrypter.has_more and not decrypter.is_tired
+            return _OK if ended or full or buffer._length >= request[2] else None
         if decrypter.end is not None:
             return decrypter.end
         return None if decrypter.has_more else self._end_below
