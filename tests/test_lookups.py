@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from eventengine.core.resolver import AT_ONCE
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
+from hand_turned import hand_turned
 from name_servers import NameServer, dnsmasq, twisted_server
 
 Resolved = list[ResolvedAddress] | Status
@@ -409,3 +411,18 @@ def test_nothing_is_open_while_nothing_is_under_way(
     app.on_loop(lambda: None)
     assert threading.active_count() == threads
     assert open_descriptors() == descriptors
+
+
+def test_many_answers_at_once_leave_others_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycares", reason="the extra dns is not installed")
+    from eventengine.resolvers import cares
+
+    monkeypatch.setattr(cares, "TURN", 0.0)
+    given: list[int] = []
+    with hand_turned() as (engine, host):
+        source = cares.CaresSource(engine._loop, None)
+        source._found.extend(partial(given.append, number) for number in range(3))
+        source._deliver()
+        for turn in range(1, 4):
+            assert given == [*range(turn)]
+            host.turn()

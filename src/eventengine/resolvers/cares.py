@@ -4,9 +4,10 @@ Rules; all of it is the loop's thread's:
 
 1. A `CaresSource` has one pycares channel, made when it is first asked. The channel tells by `_on_socket` which of its
    sockets wait for what; it has them open only while something is under way.
-2. What c-ares finds it tells within a call of ours into it: `_found` keeps the answers, and `_deliver` gives them out
-   when that call has returned. So no callback of the application runs within c-ares, where what it raises would be
-   printed and lost, and where a close would have the ground go.
+2. What c-ares finds it tells within a call of ours into it: `_found` keeps the answers, and `_deliver` reads them and
+   gives them out when that call has returned. So no callback of the application runs within c-ares, where what it
+   raises would be printed and lost, and where a close would have the ground go. Over TCP many answers may come at
+   once, each of 4,000 addresses, which take us 15 ms to read: after TURN seconds others have their turn.
 3. c-ares asks again and gives up by its own timers, whose earliest is one timer of ours. There is none while nothing is
    under way.
 4. `close` has c-ares give up on all, here, which closes its sockets here, too. pycares then frees the channel in a
@@ -18,6 +19,7 @@ with what either found. Once one has found something, the other is not asked aga
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ from eventengine.core.handles import next_handle
 from eventengine.core.host import READ, WRITE
 from eventengine.core.resolver import Addresses, Answer, Names, NameSource, Question
 from eventengine.engine import SRVRecord, StatusOr, TaskHandle
-from eventengine.status import StatusCode
+from eventengine.status import ClosedResourceError, StatusCode
 
 try:
     import pycares
@@ -52,6 +54,8 @@ T = TypeVar("T")
 _NO_SORT: Final = 1 << 7  # ARES_AI_NOSORT of ares.h, which pycares does not name: `in_order` sorts, for all alike
 _NO_SOCKET: Final = -1
 _SRV, _TXT = 33, 16  # RFC 2782, RFC 1035
+TURN: Final = 0.01
+"""Seconds of one turn in which answers are read and given out."""
 _SHORTEST: Final = 0.01  # of our timer: c-ares counts in milliseconds, and may find that nothing is due yet
 
 _CODES: Final = {
@@ -212,18 +216,17 @@ class CaresSource(NameSource):
     ) -> None:
         """Within c-ares: rule 2."""
         self._under_way.discard(query)
-        found: StatusOr[list[T]]
-        if result is None:
-            code = _CODES.get(_errors.errorcode.get(error or 0, ""), StatusCode.UNAVAILABLE)
-            found = question.failed(code, str(_errors.strerror(error or 0)))
-        else:
-            found = read(result) or question.failed(StatusCode.NOT_FOUND, "there is no such record")
-        self._found.append(partial(answer, found))
+        self._found.append(partial(_give, question, answer, read, result, error))
 
     def _deliver(self) -> None:
         self._set_timer()
+        until = monotonic() + TURN
         while self._found:
             self._found.popleft()()
+            if self._found and monotonic() >= until:
+                with contextlib.suppress(ClosedResourceError):  # else nobody has a turn any more
+                    self._loop.post(self._deliver)
+                    return
 
     def _on_socket(self, fd: int, readable: bool, writable: bool) -> None:
         """Within c-ares: a socket of its waits for these, or for neither, and is closed right after this."""
@@ -275,6 +278,18 @@ class CaresSource(NameSource):
     def _on_timer(self) -> None:
         self._timer = None
         self.process_read(_NO_SOCKET)
+
+
+def _give(
+    question: Question, answer: Answer[list[T]], read: Callable[[R], list[T]], result: R | None, error: int | None
+) -> None:
+    found: StatusOr[list[T]]
+    if result is None:
+        code = _CODES.get(_errors.errorcode.get(error or 0, ""), StatusCode.UNAVAILABLE)
+        found = question.failed(code, str(_errors.strerror(error or 0)))
+    else:
+        found = read(result) or question.failed(StatusCode.NOT_FOUND, "there is no such record")
+    answer(found)
 
 
 def _make_channel(server: ResolvedAddress | None, on_socket: Callable[[int, bool, bool], None]) -> _Channel:
