@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
@@ -26,11 +26,13 @@ from eventengine import (
     Endpoint,
     EventEngine,
     HalfCloseable,
+    ResourceQuota,
     SliceBuffer,
     Status,
     StatusCode,
     StatusError,
     SupportsFileDescriptor,
+    WriteEvent,
     tls,
 )
 from eventengine.memory_quota import MemoryQuota
@@ -39,6 +41,7 @@ from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
 from eventengine.testing.scenes import never_inline, repeat_until_closed
 from eventengine.tls import ciphering
+from hand_turned import connected, hand_turned
 from handshakes import (
     oracle_client,
     oracle_server,
@@ -808,6 +811,48 @@ def test_an_endpoint_that_is_collected_is_closed_with_a_warning(app: Application
                 secure.clear()
             with pytest.raises(ssl.SSLEOFError):  # an unclean end: nobody said that all was written
                 receive_all(oracle)
+
+
+class Sink:
+    requested_events = frozenset(WriteEvent)
+
+    def __init__(self) -> None:
+        self.told: list[WriteEvent] = []
+
+    def on_event(self, event: WriteEvent, time: float, metrics: Mapping[str, float]) -> None:
+        self.told.append(event)
+
+
+def test_a_sink_is_told_once_that_the_connection_was_closed_over_a_write_of_many_records() -> None:
+    quota, sink, statuses, done = ResourceQuota("a sink"), Sink(), list[Status](), list[Any]()
+    with (
+        ThreadPoolExecutor(1) as threads,
+        hand_turned() as (engine, host),
+        connected(engine, host, quota) as (beneath, peer),
+        closing(quota.create_memory_allocator("tls")) as allocator,
+    ):
+        shaking = threads.submit(oracle_client, peer)
+        context = certificates().server_context()
+        tls.accept(engine, done.append, beneath, context, memory_allocator=allocator, timeout=TIMEOUT)
+        host.until(lambda: done)
+        with shaking.result(TIMEOUT), closing(done.pop()) as endpoint:
+            assert not endpoint.write(statuses.append, SliceBuffer([bytes(32 << 20)]), sink=sink)
+            host.settle()
+            assert (sink.told, statuses) == ([], [])
+            endpoint.close()
+            host.settle()
+            assert sink.told == [WriteEvent.CLOSED]
+            assert [status.code for status in statuses] == [StatusCode.CANCELLED]
+
+
+def test_what_is_no_sink_is_refused_and_leaves_the_endpoint_as_it_was(app: Application) -> None:
+    with paired(app, "server") as (endpoint, oracle):
+        not_one: Any = object()
+        for size in (3, 1 << 20):
+            with pytest.raises(TypeError, match="sink must be a WriteEventSink, with on_event, not object"):
+                endpoint.write(Callback[Status](app.ledger, times=0), SliceBuffer([bytes(size)]), sink=not_one)
+        assert app.write(endpoint, b"as before").ok
+        assert receive(oracle, 9) == b"as before"
 
 
 @pytest.mark.parametrize("turn", [0.0, TIMEOUT])

@@ -127,6 +127,8 @@ class TLSEndpoint(Turns, HalfCloseable):
             raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}; write SliceBuffer([data])")
         if type(max_frame_size) is not int or max_frame_size < 1:
             check_count("max_frame_size", max_frame_size)
+        if sink is not None and not callable(getattr(sink, "on_event", None)):
+            raise TypeError(f"sink must be a WriteEventSink, with on_event, not {type(sink).__name__}")
         if self._closed or self._write_ended or self._is_gone or self._is_forked:
             what = "endpoint's writing half" if self._write_ended and not self._closed else "endpoint"
             raise self._misused(ClosedResourceError(f"the {what} was closed"))

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Final
 
 from eventengine.core.operations import CLOSED
-from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEventSink
+from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEvent, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
@@ -47,9 +47,25 @@ _TAKES_NO_ANSWERS: Final = Status(
     StatusCode.UNAVAILABLE, "reading: the peer has TLS answer it again and again, and does not take the answers"
 )
 
+_CLOSED_ONLY: Final = frozenset({WriteEvent.CLOSED})
+
 OnDone = Callable[[Status], object]
 ReadRequest = tuple[OnDone, SliceBuffer, int]
 WriteRequest = tuple[OnDone, SliceBuffer, int, WriteEventSink | None]
+
+
+class _OfAPart:
+    """The sink of what is not the last of a write: its end is no news, but that of the connection is."""
+
+    __slots__ = ("_sink", "on_event")
+
+    def __init__(self, sink: WriteEventSink) -> None:
+        self._sink = sink
+        self.on_event = sink.on_event
+
+    @property
+    def requested_events(self) -> frozenset[WriteEvent]:
+        return self._sink.requested_events & _CLOSED_ONLY
 
 
 class Steps(Endpoint):
@@ -322,7 +338,7 @@ class Steps(Endpoint):
         ciphertext._length = size = sum(map(len, parts))
         sink = None if self._writing is None else self._writing[3]
         if sink is not None and self._encrypter.has_plaintext:
-            sink = None  # it hears of the last
+            sink = _OfAPart(sink)
         try:
             if self._below.write(self._on_sent, ciphertext, sink=sink):
                 return True
