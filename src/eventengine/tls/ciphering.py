@@ -163,9 +163,9 @@ class Decrypter:
         incoming = self._incoming
         read = cast("Callable[[int, memoryview], int]", self._tls.read)
         size = len(room)
-        more = False
+        goes_on, more = self.end is None, False
         try:
-            while self.end is None:
+            while goes_on:
                 if fed < size and (done == fed or incoming.pending < _LONGEST_RECORD):
                     fed += incoming.write(room[fed : fed + RECORD])
                 try:
@@ -174,7 +174,6 @@ class Decrypter:
                     self._look_at_the_clock()
                     if fed == size:
                         break
-                    n = 0
                 else:
                     if not n:
                         self.end = CLEAN_END
@@ -187,6 +186,8 @@ class Decrypter:
                         self._look_at_the_clock()
                     if fed == size and not incoming.pending and done < fed:
                         break
+                    if n >= _SHORT:
+                        continue
                 if self.is_tired and done < fed:  # so OpenSSL has given all of its record
                     if stays:
                         self._under_way = room, fed, done
