@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -18,8 +19,11 @@ from eventengine.core.resolver import AT_ONCE
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
+from faults import Faults, failing, faults
 from hand_turned import hand_turned
 from name_servers import NameServer, dnsmasq, twisted_server
+
+__all__ = ["faults"]
 
 Resolved = list[ResolvedAddress] | Status
 Asker = tuple[Kind, str]
@@ -303,6 +307,44 @@ def test_a_lookup_has_a_deadline_whatever_the_server_does(
         assert status == Status(
             StatusCode.DEADLINE_EXCEEDED, "looking up 'silent.test:80': no answer within 0.05 s"
         )
+
+
+@on_main
+def test_a_socket_of_c_ares_that_cannot_be_watched_fails_its_lookups_and_none_after(
+    faults: Faults, app: Application, server: NameServer, ledger: Ledger, asker: Asker
+) -> None:
+    if asker[1] != "c-ares":
+        pytest.skip("the reactor watches the sockets of twisted.names")
+    app.on_loop(lambda: None)
+    with closing(app.engine.get_dns_resolver(dns_server=server.text)) as resolver:
+        with faults.at("core.poller PrivatePoller._change register", failing(errno.ENOMEM)):
+            status = look_up(ledger, resolver, "silent.test")
+        assert isinstance(status, Status)
+        assert status.code is StatusCode.UNAVAILABLE
+        assert hosts(look_up(ledger, resolver, "four.test")) == ["127.0.0.3", "127.0.0.4"]
+
+
+@on_main
+def test_what_pycares_raises_is_told_and_no_timer_stays_for_it(
+    app: Application, resolver: DNSResolver, ledger: Ledger, asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asker[1] != "c-ares":
+        pytest.skip("twisted.names has no pycares")
+    import pycares
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError("not today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pycares.Channel, "query", refuse)
+        on_resolve = Callback[object](ledger)
+        resolver.lookup_txt(on_resolve, "texts.test")
+        status = on_resolve.result()
+    assert isinstance(status, Status)
+    assert (status.code, "not today" in status.message) == (StatusCode.INTERNAL, True)
+    source: Any = resolver._source  # type: ignore[attr-defined]
+    app.on_loop(lambda: None)
+    assert (source._under_way, source._timer) == (set(), None)
 
 
 def open_descriptors() -> int:

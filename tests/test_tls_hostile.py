@@ -1,5 +1,5 @@
-"""TLS with peers that keep to the protocol and mean harm. They are OpenSSL's own client, by ctypes: `ssl` has no call
-that asks for new keys."""
+"""TLS with peers that keep to the protocol and mean harm, or take their time. They are OpenSSL itself, by ctypes: `ssl`
+has no call that asks for new keys, and none for a new handshake."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import _ssl
 import ctypes
 import itertools
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,10 @@ from eventengine.core.hosted import HostedEventEngine
 from eventengine.core.operations import CLOSED
 from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
-from eventengine.testing.oracle import TIMEOUT, connect
+from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern
 from eventengine.tls import ciphering
 from hand_turned import HandTurnedHost, connected, hand_turned
-from handshakes import start_accept, try_accept
+from handshakes import start_accept, try_accept, try_connect
 
 SOME = [kind for kind in KINDS if kind.loop in MAIN and kind.private_poller]
 
@@ -54,7 +55,7 @@ def openssl() -> ctypes.CDLL:
     library = ctypes.CDLL(_ssl.__file__)
     if not hasattr(library, "SSL_key_update"):
         pytest.skip("Python's ssl does not show its OpenSSL, or it has no TLS 1.3")
-    for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+    for name in ("TLS_client_method", "TLS_server_method", "SSL_CTX_new", "SSL_new"):
         getattr(library, name).restype = ctypes.c_void_p
     return library
 
@@ -250,3 +251,108 @@ def test_what_is_closed_amid_a_flood_ends_as_always(
         it.host.settle()
         assert len(it.statuses) == 1
         buffer.clear()
+
+
+_SET_MAX_VERSION, _TLS_1_2 = 124, 0x0303  # SSL_CTRL_SET_MAX_PROTO_VERSION and TLS1_2_VERSION of OpenSSL's headers
+
+
+class Renegotiator:
+    """A server of TLS 1.2 on a blocking connection, which asks for a new handshake whenever it likes."""
+
+    def __init__(self, openssl: ctypes.CDLL, connection: socket.socket) -> None:
+        self._openssl = openssl
+        self._context = ctypes.c_void_p(openssl.SSL_CTX_new(ctypes.c_void_p(openssl.TLS_server_method())))
+        openssl.SSL_CTX_ctrl(self._context, _SET_MAX_VERSION, ctypes.c_long(_TLS_1_2), None)
+        path = str(certificates().path("server")).encode()
+        assert openssl.SSL_CTX_use_certificate_chain_file(self._context, path) == 1
+        assert openssl.SSL_CTX_use_PrivateKey_file(self._context, path, 1) == 1
+        self._ssl = ctypes.c_void_p(openssl.SSL_new(self._context))
+        connection.settimeout(None)
+        for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connection.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", int(TIMEOUT), 0))
+        assert openssl.SSL_set_fd(self._ssl, connection.fileno()) == 1
+        assert openssl.SSL_accept(self._ssl) == 1
+
+    def renegotiate(self) -> None:
+        """Asks, and does not wait for the answer."""
+        assert self._openssl.SSL_renegotiate(self._ssl) == 1
+        assert self._openssl.SSL_do_handshake(self._ssl) == 1
+
+    def write(self, data: bytes) -> None:
+        assert self._openssl.SSL_write(self._ssl, data, len(data)) == len(data)
+
+    def read(self) -> bytes:
+        """Does the handshake, if the client has begun one, and brings what it wrote."""
+        data = ctypes.create_string_buffer(1 << 14)
+        size = self._openssl.SSL_read(self._ssl, data, len(data))
+        return data.raw[:size]
+
+    def close(self) -> None:
+        self._openssl.SSL_free(self._ssl)
+        self._openssl.SSL_CTX_free(self._context)
+
+
+class Renegotiating(NamedTuple):
+    endpoint: Endpoint
+    peer: Renegotiator
+    connection: socket.socket
+
+
+@contextmanager
+def renegotiating(app: Application, openssl: ctypes.CDLL) -> Iterator[Renegotiating]:
+    """A client that has begun a new handshake, of which it has heard nothing more yet."""
+    with OracleServer() as server:
+        below = app.connect(server.address)
+        connection = server.accept()
+    with connection:
+        peers: list[Renegotiator] = []
+        shaken = threading.Thread(target=lambda: peers.append(Renegotiator(openssl, connection)))
+        shaken.start()
+        endpoint = try_connect(app, below)
+        shaken.join()
+        with closing(peers[0]) as peer, closing(endpoint):
+            peer.renegotiate()
+            peer.write(b"meanwhile")
+            assert app.receive(endpoint, 9) == b"meanwhile"
+            yield Renegotiating(endpoint, peer, connection)
+
+
+@pytest.mark.parametrize(("size", "reads"), [(10, False), (300_000, False), (300_000, True)])
+def test_what_is_written_during_a_new_handshake_comes_after_it_and_nothing_is_lost(
+    app: Application, openssl: ctypes.CDLL, size: int, *, reads: bool
+) -> None:
+    """OpenSSL passes over no plaintext that is before the peer's answer, and may hold what had no room."""
+    data = pattern(size)
+    with renegotiating(app, openssl) as (endpoint, peer, _):
+        buffer = SliceBuffer()
+        on_read = app.start_read(endpoint, buffer) if reads else None
+        on_writable = app.start_write(endpoint, b"written")
+        peer.write(data)
+        assert peer.read() == b"written"
+        assert on_writable.result().ok
+        if on_read is not None:
+            assert on_read.result().ok
+        received = bytes(buffer)
+        assert received + app.receive(endpoint, size - len(received)) == data
+        peer.write(b"and on")
+        assert app.receive(endpoint, 6) == b"and on"
+
+
+@pytest.mark.parametrize("way", ["hang up", "close the endpoint", "close the engine"])
+def test_a_write_that_waits_for_a_new_handshake_is_told_that_there_will_be_none(
+    app: Application, openssl: ctypes.CDLL, way: str
+) -> None:
+    with renegotiating(app, openssl) as (endpoint, _, connection):
+        on_writable = app.start_write(endpoint, b"written")
+        app.on_loop(lambda: None)
+        if way == "hang up":
+            connection.shutdown(socket.SHUT_RDWR)
+        elif way == "close the endpoint":
+            app.call(endpoint.close)
+        else:
+            app.engine.close()
+        expected = StatusCode.CANCELLED if way.startswith("close") else StatusCode.UNAVAILABLE
+        assert on_writable.result().code is expected
+        if not way.startswith("close"):
+            status = app.read(endpoint, SliceBuffer())
+            assert status.code is StatusCode.UNAVAILABLE

@@ -84,6 +84,11 @@ class Decrypter:
         self.is_tired = False
         self._until = 0.0
 
+    @property
+    def is_in_the_way(self) -> bool:
+        """Whether OpenSSL holds plaintext, behind which the peer's part of a handshake may wait."""
+        return self._may_have_more and self.end is None
+
     def take(self, ciphertext: list[memoryview], buffer: SliceBuffer) -> bool:
         """Decrypts what came from below, in this order, to the end of `buffer`. False: it is tired, and what is left
         is to be given again."""
@@ -303,7 +308,7 @@ class Encrypter:
                         return
                     parts = []
                     left = BATCH
-        except ssl.SSLWantReadError:
+        except (ssl.SSLWantReadError, ssl.SSLEOFError):  # the latter where there is plaintext to be read before
             self.waits_for_the_peer = True
             if outgoing.pending:
                 parts.append(memoryview(read()))

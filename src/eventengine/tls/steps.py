@@ -13,7 +13,8 @@ What goes on below, and why one thing is done before another:
    served at once, it goes with what is written then, or is the first that the next turn sends. One system call less
    wakes the peer once less.
 5. OpenSSL renegotiates (TLS 1.2) within reads and writes, and then encrypts nothing until it has heard of the peer: a
-   write has a read below, then, and what that brings of plaintext is put aside for the next read.
+   write has a read below, then, and what that brings of plaintext is put aside for the next read. So is, whatever the
+   quota says, what OpenSSL holds for want of room: within a write it passes none over.
 6. Decrypting that takes long goes on in another turn, by a closure of the engine's. Until then what a read below has
    brought counts as just arriving.
 """
@@ -319,6 +320,9 @@ class Steps(Endpoint):
         if self._unwritable is None and (encrypter.has_plaintext or (encrypter.output and not self._has_tickets)):
             try:
                 encrypter.encrypt(self._write_below)
+                while encrypter.waits_for_the_peer and self._decrypter.is_in_the_way and not self._writes_below:
+                    self._decrypter.set_aside()
+                    encrypter.encrypt(self._write_below)
             except ssl.SSLError as error:
                 encrypter.drop()
                 encrypter.encrypt(self._write_below)  # the alert
