@@ -11,6 +11,8 @@ import select
 import socket
 import ssl
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -26,6 +28,8 @@ from eventengine import (
     Endpoint,
     EventEngine,
     HalfCloseable,
+    MemoryRequest,
+    ResolvedAddress,
     ResourceQuota,
     SliceBuffer,
     Status,
@@ -35,13 +39,14 @@ from eventengine import (
     WriteEvent,
     tls,
 )
+from eventengine.core.hosted import HostedEventEngine
 from eventengine.memory_quota import MemoryQuota
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
 from eventengine.testing.scenes import never_inline, repeat_until_closed
 from eventengine.tls import ciphering
-from hand_turned import connected, hand_turned
+from hand_turned import HandTurnedHost, connected, hand_turned
 from handshakes import (
     oracle_client,
     oracle_server,
@@ -323,6 +328,8 @@ def test_bytes_that_were_changed_on_the_way_break_the_connection_after_those_bef
             assert status.code is StatusCode.UNAVAILABLE
             assert "changed on the way" in status.message
             assert app.read(endpoint, SliceBuffer()) == status
+            for _ in range(2):
+                assert app.write(endpoint, b"to nobody").code is StatusCode.UNAVAILABLE
 
 
 def test_close_write_keeps_what_was_received_and_not_yet_read(app: Application) -> None:
@@ -525,6 +532,22 @@ def test_a_peer_that_does_not_speak_tls_is_told_by_what_it_said(
         assert told in status.message
 
 
+def test_a_peer_that_gives_up_is_told_by_its_alert(app: Application) -> None:
+    with below(app, "client") as (endpoint, connection):
+        connection.sendall(b"\x15\x03\x03\x00\x02\x02\x50")
+        status = try_connect(app, endpoint)
+        assert isinstance(status, Status)
+        assert str(status) == "UNAVAILABLE: the TLS handshake: the peer gave up (internal_error)"
+
+
+def test_a_peer_that_is_gone_before_the_alert_is_told_by_what_it_said(app: Application) -> None:
+    with below(app, "server") as (endpoint, connection):
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        reset(connection)
+        status = try_accept(app, endpoint)
+        assert "does not speak TLS, it began with b'GET / HTTP/1.1\\r\\n'" in status.message
+
+
 def test_a_client_that_speaks_http_is_told_apart(app: Application) -> None:
     with below(app, "server") as (endpoint, connection):
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -624,6 +647,13 @@ def test_what_a_callback_of_the_context_raises_fails_its_handshake_alone(app: Ap
         assert status.code is StatusCode.UNAVAILABLE
         with pytest.raises(ssl.SSLError):
             shaking.result(TIMEOUT)
+
+    def on_message(*_: object) -> None:
+        raise LookupError("no such message")
+
+    client: Any = certificates().client_context()
+    client._msg_callback = on_message
+    assert str(refused(app, client)) == "INTERNAL: the TLS handshake: LookupError('no such message') was raised"
 
 
 def test_wrong_arguments_are_told_at_the_caller_and_the_connection_stays(app: Application) -> None:
@@ -895,3 +925,262 @@ class TLSEnd:
         finally:
             peer.incoming.write(self.outgoing.read())
         return True
+
+
+# Turned by hand, so that the test says what comes after what.
+
+
+class Tapped(Endpoint):
+    """Another endpoint, somebody looks at whose bytes; `on_write` is called within each write."""
+
+    def __init__(self, inner: Endpoint) -> None:
+        self.inner = inner
+        self.seen: list[memoryview] = []
+        self.on_write: Callable[[], object] = int
+
+    def read(self, on_read: Callable[[Status], object], buffer: SliceBuffer, *, read_hint_bytes: int = 1) -> bool:
+        def have_read(status: Status) -> None:
+            self._look_at(buffer)
+            on_read(status)
+
+        done = self.inner.read(have_read, buffer, read_hint_bytes=read_hint_bytes)
+        if done:
+            self._look_at(buffer)
+        return done
+
+    def _look_at(self, buffer: SliceBuffer) -> None:
+        """Each read comes in pieces, all of which are kept."""
+        pieces = [each.view[n : n + 5000] for each in buffer.slices for n in range(0, len(each), 5000)]
+        buffer.clear()
+        for piece in pieces:
+            buffer.append(piece)
+        self.seen += pieces
+
+    def write(self, on_writable: Callable[[Status], object], data: SliceBuffer, **more: Any) -> bool:
+        self.on_write()
+        return self.inner.write(on_writable, data, **more)
+
+    def telemetry_info(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.inner.close()
+
+    @property
+    def peer_address(self) -> ResolvedAddress:
+        return self.inner.peer_address
+
+    local_address = peer_address
+
+
+class ByHand:
+    """A server's endpoint on an engine that is turned by hand, and its client, in the same thread."""
+
+    def __init__(
+        self, engine: HostedEventEngine, host: HandTurnedHost, below: Endpoint, oracle: socket.socket
+    ) -> None:
+        self.engine, self.host, self.oracle = engine, host, oracle
+        self.quota = ResourceQuota(memory=1 << 20)
+        self.filler = self.quota.create_memory_allocator("whatever else there is")
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._client = (
+            certificates().client_context().wrap_bio(self._incoming, self._outgoing, server_hostname=HOST)
+        )
+        context = certificates().server_context()
+        context.num_tickets = 0
+        made: list[Any] = []
+        allocator = self.quota.create_memory_allocator("tls")
+        tls.accept(engine, made.append, below, context, memory_allocator=allocator, timeout=TIMEOUT)
+        while not made:
+            with suppress(ssl.SSLWantReadError):
+                self._client.do_handshake()
+            oracle.sendall(self._outgoing.read())
+            host.until(lambda: made or self._hears())
+            if self._hears():
+                self._incoming.write(oracle.recv(1 << 16))
+        self.endpoint: Endpoint = made[0]
+
+    def _hears(self) -> bool:
+        return bool(select.select([self.oracle], [], [], 0)[0])
+
+    def encrypted(self, data: bytes) -> bytes:
+        assert self._client.write(data) == len(data)
+        return self._outgoing.read()
+
+    def end(self) -> bytes:
+        with suppress(ssl.SSLWantReadError):
+            self._client.unwrap()
+        return self._outgoing.read()
+
+    def heard(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                data += self._client.read(size - len(data))
+            except ssl.SSLWantReadError:
+                self.host.until(self._hears)
+                self._incoming.write(self.oracle.recv(1 << 16))
+        return data
+
+    def read(self, buffer: SliceBuffer) -> list[Status]:
+        """What becomes of a read, when it does."""
+        outcome: list[Status] = []
+        if self.endpoint.read(outcome.append, buffer):
+            outcome.append(Status.OK)
+        return outcome
+
+    def fill_quota(self) -> None:
+        self.filler.reserve(MemoryRequest(1 << 20))
+
+    def empty_quota(self) -> None:
+        self.filler.release(1 << 20)
+
+
+@contextmanager
+def by_hand(*, tapped: bool = False) -> Iterator[ByHand]:
+    with hand_turned() as (engine, host), connected(engine, host) as (below, oracle):
+        hand = ByHand(engine, host, Tapped(below) if tapped else below, oracle)
+        yield hand
+        hand.endpoint.close()
+        host.settle()
+        assert hand.quota.memory.used == 0
+
+
+@contextmanager
+def waiting_for_room() -> Iterator[tuple[ByHand, SliceBuffer, list[Status], bytes]]:
+    """A read for whose plaintext, the rest of a record, there is no room; and what it is going to bring."""
+    with by_hand() as hand:
+        data = pattern(16_000)
+        ciphertext = hand.encrypted(data)
+        buffer = SliceBuffer()
+        outcome = hand.read(buffer)
+        hand.oracle.sendall(ciphertext[:9000])
+        hand.host.settle()
+        assert outcome == []
+        hand.fill_quota()
+        hand.oracle.sendall(ciphertext[9000:])
+        hand.host.until(lambda: outcome)
+        rest = data[len(buffer) :]
+        assert rest
+        outcome = hand.read(buffer)
+        hand.host.settle()
+        assert outcome == []
+        yield hand, buffer, outcome, rest
+        buffer.clear()
+
+
+def test_plaintext_that_has_no_room_waits_in_the_quota_s_line() -> None:
+    """Woken in vain it keeps its place; and what comes from below meanwhile is for the next read."""
+    with waiting_for_room() as (hand, buffer, outcome, rest):
+        hand.empty_quota()
+        hand.fill_quota()  # by somebody who was faster
+        hand.host.settle()
+        assert outcome == []
+        hand.empty_quota()
+        hand.host.until(lambda: outcome)
+        assert (outcome, bytes(buffer)) == ([Status.OK], rest)
+        hand.oracle.sendall(hand.encrypted(b"the next"))
+        hand.host.settle()
+        second = hand.read(buffer)
+        hand.host.until(lambda: second)
+        assert (second, bytes(buffer)) == ([Status.OK], b"the next")
+
+
+def test_plaintext_that_has_no_room_is_given_out_all_the_same_before_the_end() -> None:
+    with waiting_for_room() as (hand, buffer, outcome, rest):
+        reset(hand.oracle)
+        hand.host.until(lambda: outcome)
+        assert (outcome, bytes(buffer)) == ([Status.OK], rest)
+        second = hand.read(buffer)
+        hand.host.settle()
+        assert [status.code for status in second] == [StatusCode.UNAVAILABLE]
+        hand.empty_quota()
+
+
+def test_room_that_comes_while_a_read_enlists_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with waiting_for_room() as (hand, buffer, outcome, rest):
+        hand.empty_quota()
+        enlist = MemoryQuota.add_waiter
+
+        def find_room_just_now(memory: MemoryQuota, waiter: Callable[[], bool]) -> None:
+            enlist(memory, waiter)
+            hand.empty_quota()
+
+        hand.fill_quota()
+        monkeypatch.setattr(MemoryQuota, "add_waiter", find_room_just_now)
+        hand.host.until(lambda: outcome)
+        assert (outcome, bytes(buffer)) == ([Status.OK], rest)
+
+
+def test_ciphertext_that_somebody_else_sees_is_not_overwritten() -> None:
+    """And what comes after the end of the stream is dropped."""
+    data = pattern(40_000)
+    with by_hand(tapped=True) as hand:
+        tapped = hand.endpoint._below  # type: ignore[attr-defined]
+        tapped.seen.clear()
+        ciphertext = hand.encrypted(data) + hand.end() + bytes(20_000)
+        hand.oracle.sendall(ciphertext)
+        received, buffer = b"", SliceBuffer()
+        while True:
+            outcome = hand.read(buffer)
+            hand.host.until(lambda: outcome)  # noqa: B023
+            if not outcome[0].ok:
+                break
+            received += bytes(buffer)
+        assert (received, outcome[0].code) == (data, StatusCode.OUT_OF_RANGE)
+        seen = b"".join(tapped.seen)
+        assert seen == ciphertext[: len(seen)]
+
+
+def test_a_finalizer_that_reads_in_the_midst_of_a_write_is_served_after_it() -> None:
+    """Garbage is collected at any point, in any thread that has something to do with the endpoint."""
+    with by_hand(tapped=True) as hand:
+        outcomes: list[list[Status]] = []
+        buffer = SliceBuffer()
+        hand.endpoint._below.on_write = lambda: outcomes or outcomes.append(hand.read(buffer))  # type: ignore[attr-defined]
+        hand.oracle.sendall(hand.encrypted(b"data"))
+        hand.host.settle()
+        assert hand.endpoint.write(lambda _: None, SliceBuffer([b"written"]))
+        assert hand.heard(7) == b"written"
+        hand.host.until(lambda: outcomes[0])
+        assert (outcomes, bytes(buffer)) == ([[Status.OK]], b"data")
+        buffer.clear()
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_an_endpoint_whose_engine_was_closed_is_closed_too(operation: str) -> None:
+    with by_hand() as hand:
+        hand.engine.close()
+        hand.host.settle()
+        with pytest.raises(ClosedResourceError):
+            getattr(hand.endpoint, operation)(pytest.fail, SliceBuffer([b"x"]))
+
+
+def test_an_endpoint_whose_engine_was_closed_may_be_dropped() -> None:
+    with by_hand() as hand, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        hand.engine.close()
+        hand.host.settle()
+        dropped = weakref.ref(hand.endpoint)
+        hand.endpoint = hand.endpoint._below  # type: ignore[attr-defined]
+        assert (dropped(), warned) == (None, [])
+
+
+def test_a_handshake_that_cannot_begin_leaves_the_connection_to_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is closed by another thread just when it has taken the timer."""
+
+    def refuse(engine: EventEngine, closure: object) -> None:
+        raise ClosedResourceError("the engine was closed")
+
+    with hand_turned() as (engine, host), connected(engine, host) as (endpoint, oracle):
+        allocator = ResourceQuota().create_memory_allocator("tls")
+        begin = partial(tls.connect, server_hostname=HOST, memory_allocator=allocator, timeout=TIMEOUT)
+        with monkeypatch.context() as patched:
+            patched.setattr(HostedEventEngine, "run", refuse)
+            with pytest.raises(ClosedResourceError):
+                begin(engine, pytest.fail, endpoint, certificates().client_context())
+        host.now += 2 * TIMEOUT
+        host.fire()  # which would end the handshake
+        host.settle()
+        assert endpoint.write(lambda _: None, SliceBuffer([b"still there"]))
+        assert receive(oracle, 11) == b"still there"
