@@ -10,8 +10,8 @@ import socket
 import ssl
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from eventengine import (
     Endpoint,
     HalfCloseable,
     MemoryAllocator,
+    MemoryRequest,
     ResolvedAddress,
     ResourceQuota,
     SliceBuffer,
@@ -31,9 +32,12 @@ from eventengine import (
     StatusError,
     SupportsFileDescriptor,
 )
+from eventengine.core.borrowed import PushTransport, borrow
+from eventengine.memory_quota import MemoryQuota
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all
+from hand_turned import LOOPBACK, HandTurnedHost, hand_turned
 
 
 @pytest.fixture(params=STAGES)
@@ -328,3 +332,124 @@ def test_what_cannot_be_borrowed_is_refused(stage: Stage, app: Application, quot
     stage.call(lambda: None)
     with pytest.raises(ClosedResourceError, match="engine was closed"):
         stage.call(lambda: borrow(object(), allocator))
+
+
+def test_a_transport_that_was_closed_is_refused(stage: Stage, app: Application, quota: ResourceQuota) -> None:
+    engine: Any = stage.engine
+    next_endpoint, port = accepted_by(stage, quota, None)
+    borrow = getattr(engine, "endpoint_from_iostream", None) or engine.endpoint_from_transport
+    allocator = quota.create_memory_allocator("closed")
+    with connect(ResolvedAddress.tcp("127.0.0.1", port)), closing(next_endpoint()) as endpoint:
+        port_of: Any = endpoint._port
+        transport = getattr(port_of, "_transport", None) or port_of._stream
+
+        def borrow_closed() -> None:
+            port_of.close()
+            borrow(transport, allocator)
+
+        with pytest.raises(StatusError, match=r"UNAVAILABLE: borrowing a .* that was closed"):
+            stage.call(borrow_closed)
+
+
+def test_who_raises_when_a_connection_is_there_has_it_closed(
+    stage: Stage, app: Application, quota: ResourceQuota
+) -> None:
+    def on_accept(endpoint: Endpoint, allocator: MemoryAllocator) -> None:
+        raise LookupError("not today")
+
+    if hasattr(stage.engine, "endpoint_from_iostream"):
+        pytest.skip("a stream is borrowed by a call, and nobody is called back")
+    port = stage.serve(on_accept, quota)
+    with connect(ResolvedAddress.tcp("127.0.0.1", port)) as oracle:
+        assert receive_all(oracle) == b""
+
+
+def test_a_connection_that_comes_after_the_engine_is_closed(
+    stage: Stage, app: Application, quota: ResourceQuota
+) -> None:
+    """The framework goes on listening."""
+    if hasattr(stage.engine, "endpoint_from_iostream"):
+        pytest.skip("a stream is borrowed by a call, which raises then")
+    port = stage.serve(pytest.fail, quota)
+    stage.engine.close()
+    stage.call(lambda: None)
+    with connect(ResolvedAddress.tcp("127.0.0.1", port)) as oracle:
+        assert receive_all(oracle) == b""
+
+
+# Turned by hand, over a transport that a test pushes.
+
+
+class Pushed(PushTransport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+    def pause(self) -> None:
+        self.told.append("pause")
+
+    def write(self, piece: bytes) -> bool:
+        return True
+
+    def close_write(self) -> None:
+        self.told.append("close_write")
+
+    def close(self) -> None:
+        self.told.append("close")
+
+    abort = close
+
+
+@contextmanager
+def two_that_wait() -> Iterator[
+    tuple[ResourceQuota, HandTurnedHost, list[Endpoint], list[Pushed], MemoryAllocator]
+]:
+    """Two endpoints whose reads wait for room in a quota, which a third holds."""
+    quota = ResourceQuota(memory=1 << 20)
+    filler = quota.create_memory_allocator("whatever else there is")
+    memory = quota.create_memory_allocator("borrowed").memory
+    with hand_turned() as (engine, host):
+        ports = [Pushed(), Pushed()]
+        ends = [borrow(engine._loop, port, LOOPBACK, LOOPBACK, memory) for port in ports]
+        filler.reserve(MemoryRequest(1 << 20))
+        for endpoint in ends:
+            endpoint.read(lambda _: None, SliceBuffer())
+        host.settle()
+        assert [port.told for port in ports] == [[], []]
+        yield quota, host, list(ends), ports, filler
+        for endpoint in ends:
+            endpoint.close()
+        host.settle()
+
+
+def test_room_that_was_for_an_endpoint_which_is_closed_goes_to_the_next() -> None:
+    with two_that_wait() as (_, host, ends, ports, filler):
+        filler.release(1 << 20)  # wakes the first, by a letter
+        ends[0].close()
+        host.settle()
+        assert ports[1].told == ["resume"]
+
+
+def test_room_that_comes_while_a_borrowed_endpoint_enlists_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with two_that_wait() as (_, host, ends, _, filler):
+        ends[0].close()
+        ends[1].close()
+        host.settle()
+        enlist = MemoryQuota.add_waiter
+
+        def find_room_just_now(memory: MemoryQuota, waiter: Callable[[], bool]) -> None:
+            enlist(memory, waiter)
+            memory.remove_waiter(waiter)  # as if it were enlisted after the news
+            filler.release(1 << 20)
+            enlist(memory, waiter)
+
+        monkeypatch.setattr(MemoryQuota, "add_waiter", find_room_just_now)
+        loop, memory = ends[0]._loop, ends[0]._memory  # type: ignore[attr-defined]
+        port = Pushed()
+        late = borrow(loop, port, LOOPBACK, LOOPBACK, memory)
+        late.read(lambda _: None, SliceBuffer())
+        assert (port.told, memory.somebody_waits) == (["resume"], False)
+        late.close()
