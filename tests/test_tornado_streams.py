@@ -424,6 +424,33 @@ def test_a_cancelled_read_leaves_no_charge() -> None:
     run(case)
 
 
+def test_a_second_read_that_is_refused_leaves_the_charge_of_the_first() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        begun = asyncio.Event()
+
+        async def handle(stream: Any) -> None:
+            first = stream.read_until(b"\n")
+            begun.set()
+            await until(lambda: stream._size == 10_000)
+            held = quota.memory.used
+            with pytest.raises(AssertionError, match="Already reading"):
+                await stream.read_into(bytearray(5000))
+            assert (stream._size, quota.memory.used) == (10_000, held)
+            begun.clear()
+            assert len(await first) == 10_001
+            await stream.write(b"done")
+
+        async with serving(handle, quota) as (port, _), client(port) as (reader, writer):
+            await begun.wait()
+            writer.write(bytes(10_000))
+            await until(lambda: not begun.is_set())
+            writer.write(b"\n")
+            assert await reader.readexactly(4) == b"done"
+
+    run(case)
+
+
 def test_a_stream_stays_within_the_bound_and_keeps_its_place_through_start_tls() -> None:
     server_context, context = contexts()
 
