@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import hand_turned
+from eventengine import Endpoint, Status
 from eventengine.memory import MemoryAllocator, MemoryRequest
+from eventengine.memory_quota import MemoryQuota
 from eventengine.quota import ConnectionQuota, ResourceQuota, ThreadQuota
 from eventengine.slices import Block, Pool, SliceBuffer
+from eventengine.status import BusyResourceError
 from hand_turned import connected, elsewhere
 
 KIB = 1 << 10
@@ -232,3 +235,114 @@ def test_a_place_that_comes_back_between_the_two_looks_is_taken_at_once() -> Non
     assert places.try_take(lambda: pytest.fail("woken, though the place was there at once"))
     assert places.used == 1
     places.give()
+
+
+def start_read(endpoint: Endpoint, buffer: SliceBuffer, hint: int = 1) -> list[Status]:
+    """What becomes of the read, when it does."""
+    outcome: list[Status] = []
+    if endpoint.read(outcome.append, buffer, read_hint_bytes=hint):
+        outcome.append(Status.OK)
+    return outcome
+
+
+def test_a_read_that_was_woken_in_vain_keeps_its_place_in_the_line() -> None:
+    quota = ResourceQuota(memory=64 * KIB)
+    filler = quota.create_memory_allocator("whatever else there is")
+    with (
+        hand_turned.hand_turned() as (engine, host),
+        connected(engine, host, quota) as (first, first_peer),
+        connected(engine, host, quota) as (second, second_peer),
+    ):
+        filler.reserve(MemoryRequest(64 * KIB))
+        buffers = [SliceBuffer(), SliceBuffer()]
+        outcomes = [start_read(first, buffers[0]), start_read(second, buffers[1])]
+        first_peer.sendall(b"a")
+        second_peer.sendall(b"b")
+        host.settle()
+        filler.release(64 * KIB)
+        filler.reserve(MemoryRequest(64 * KIB))  # who was faster
+        host.settle()
+        assert outcomes == [[], []]
+        filler.release(64 * KIB)
+        host.until(lambda: outcomes[0] or outcomes[1])
+        assert outcomes[0] == [Status.OK]
+        host.until(lambda: outcomes[1])
+        assert [bytes(buffer) for buffer in buffers] == [b"a", b"b"]
+        for buffer in buffers:
+            buffer.clear()
+
+
+def test_room_that_comes_just_as_a_read_enlists_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = ResourceQuota(memory=64 * KIB)
+    filler = quota.create_memory_allocator("whatever else there is")
+    enlist = MemoryQuota.add_waiter
+
+    def find_room_just_now(memory: MemoryQuota, waiter: Callable[[], bool]) -> None:
+        filler.release(64 * KIB)  # nobody is in the line yet that could be told
+        enlist(memory, waiter)
+
+    with hand_turned.hand_turned() as (engine, host), connected(engine, host, quota) as (endpoint, peer):
+        filler.reserve(MemoryRequest(64 * KIB))
+        monkeypatch.setattr(MemoryQuota, "add_waiter", find_room_just_now)
+        peer.sendall(b"data")
+        outcome = start_read(endpoint, buffer := SliceBuffer())
+        host.until(lambda: outcome)
+        assert (bytes(buffer), quota.memory.somebody_waits) == (b"data", False)
+        buffer.clear()
+
+
+def test_room_that_was_for_an_endpoint_whose_loop_has_ended_goes_to_the_next() -> None:
+    quota = ResourceQuota(memory=64 * KIB)
+    filler = quota.create_memory_allocator("whatever else there is")
+    with (
+        hand_turned.hand_turned() as (engine, host),
+        connected(engine, host, quota) as (endpoint, peer),
+        hand_turned.hand_turned() as (ended, ended_host),
+        connected(ended, ended_host, quota) as (orphan, _),
+    ):
+        filler.reserve(MemoryRequest(64 * KIB))
+        assert start_read(orphan, SliceBuffer()) == []
+        outcome = start_read(endpoint, buffer := SliceBuffer())
+        peer.sendall(b"data")
+        host.settle()
+        ended_host.close()
+        filler.release(64 * KIB)
+        host.until(lambda: outcome)
+        assert bytes(buffer) == b"data"
+        buffer.clear()
+
+
+def test_a_read_that_wants_more_than_there_is_room_for_is_given_what_there_was() -> None:
+    quota = ResourceQuota(memory=64 * KIB)
+    filler = quota.create_memory_allocator("whatever else there is")
+    with hand_turned.hand_turned() as (engine, host), connected(engine, host, quota) as (endpoint, peer):
+        filler.reserve(MemoryRequest(60 * KIB))
+        peer.sendall(bytes(20_000))
+        outcome = start_read(endpoint, buffer := SliceBuffer(), 20_000)
+        host.until(lambda: outcome)
+        assert outcome == [Status.OK]
+        assert 0 < len(buffer) <= 4 * KIB
+        buffer.clear()
+        filler.release(60 * KIB)
+
+
+def test_a_buffer_that_is_lent_is_refused_and_the_endpoint_goes_on() -> None:
+    with (
+        hand_turned.hand_turned() as (engine, host),
+        connected(engine, host) as (endpoint, peer),
+        connected(engine, host) as (other, other_peer),
+    ):
+        lent = SliceBuffer()
+        outcome = start_read(endpoint, lent)
+        assert outcome == []
+        with pytest.raises(BusyResourceError, match="lent"):
+            other.read(pytest.fail, lent)
+        with pytest.raises(BusyResourceError, match="lent"):
+            other.write(pytest.fail, lent)
+        assert other.write(pytest.fail, SliceBuffer([b"written"]))
+        assert other_peer.recv(7) == b"written"
+        other_peer.sendall(b"read")
+        assert start_read(other, SliceBuffer()) is not None
+        peer.sendall(b"data")
+        host.until(lambda: outcome)
+        assert bytes(lent) == b"data"
