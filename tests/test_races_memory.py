@@ -298,10 +298,12 @@ def test_room_that_was_for_an_endpoint_whose_loop_has_ended_goes_to_the_next() -
         hand_turned.hand_turned() as (engine, host),
         connected(engine, host, quota) as (endpoint, peer),
         hand_turned.hand_turned() as (ended, ended_host),
-        connected(ended, ended_host, quota) as (orphan, _),
+        connected(ended, ended_host, quota) as (orphan, orphans_peer),
     ):
         filler.reserve(MemoryRequest(64 * KIB))
         assert start_read(orphan, SliceBuffer()) == []
+        orphans_peer.sendall(b"to nobody")
+        ended_host.settle()
         outcome = start_read(endpoint, buffer := SliceBuffer())
         peer.sendall(b"data")
         host.settle()
