@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -225,3 +226,16 @@ def test_twisted_names_leaves_the_global_reactor_alone() -> None:
         "    resolver.close()\n"
         "assert 'twisted.internet.reactor' not in sys.modules\n"
     )
+
+
+def test_twisted_names_asks_the_servers_of_resolv_conf_and_else_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
+    from eventengine.bridges.twisted import names
+
+    file = tmp_path / "resolv.conf"
+    monkeypatch.setattr(names, "_RESOLV_CONF", file)
+    assert names._servers_of_system() == [("127.0.0.1", 53)]
+    file.write_text("# of DHCP\nsearch test\nnameserver\nnameserver 192.0.2.1\nnameserver 2001:db8::1 # ours\n")
+    assert names._servers_of_system() == [("192.0.2.1", 53), ("2001:db8::1", 53)]
