@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
@@ -201,6 +202,34 @@ def test_a_body_that_can_never_fit_is_answered_with_413() -> None:
                 assert await client.reader.read() == b""
             async with Client.to(port) as client:
                 assert await client.put(bytes(960 * KIB)) == (200, digest(bytes(960 * KIB)))
+
+    run(case)
+
+
+def test_a_body_that_tornado_refuses_is_not_asked_room_for() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with serving(quota, max_body_size=1000) as port, Client.to(port) as client:
+            client.begin(bytes(1001), 1001)
+            head = await client.reader.read()  # and it is closed
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert quota.memory.peak < 1001
+
+    run(case)
+
+
+def test_a_connection_that_was_closed_before_the_server_came_to_it_takes_nothing() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        server = QuotaHTTPServer(Application([("/", Digest)]), quota=quota)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            stream = IOStream(ours)
+            stream.close()
+            server.handle_stream(stream, ("127.0.0.1", 1))
+            await server.close_all_connections()
+            assert theirs.recv(1) == b""
+        assert (quota.memory.used, quota.memory.peak) == (0, 0)
 
     run(case)
 
