@@ -20,6 +20,7 @@ from eventengine.cli.demo import ProxyProcess
 from eventengine.cli.engines import ENGINES, load_engine
 from eventengine.testing.scenes import port_without_listener
 from name_servers import twisted_server
+from proxying import ended_stream
 
 TIMEOUT = 60.0
 MIB = 1 << 20
@@ -123,6 +124,18 @@ def test_a_port_that_is_taken_is_told_in_one_line_with_status_1(engine: str) -> 
         outcome = run("proxy", "--listen", address, "--to", "127.0.0.1:1", "--engine", engine)
     assert (outcome.returncode, outcome.stdout) == (1, "")
     assert outcome.stderr == f"eventengine proxy: error: {address} is taken\n"
+
+
+def test_an_idle_connection_is_closed_and_gives_its_place_to_the_next() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        to = f"127.0.0.1:{target.getsockname()[1]}"
+        proxy = ProxyProcess("--to", to, "--engine", "default", "--idle-timeout", "0.05", "--max-connections", "1")
+        try:
+            for _ in range(2):
+                with socket.create_connection(proxy.address, TIMEOUT) as client:
+                    assert ended_stream(client)
+        finally:
+            proxy.stop()
 
 
 def test_a_port_that_another_proxy_has_is_taken_too(engine: str) -> None:
