@@ -19,6 +19,7 @@ import pytest
 
 from borrowed_stages import STAGES, Certificate, Stage, is_installed
 from eventengine import (
+    BusyResourceError,
     ClosedResourceError,
     Endpoint,
     HalfCloseable,
@@ -453,3 +454,23 @@ def test_room_that_comes_while_a_borrowed_endpoint_enlists_is_not_missed(monkeyp
         late.read(lambda _: None, SliceBuffer())
         assert (port.told, memory.somebody_waits) == (["resume"], False)
         late.close()
+
+
+def test_a_borrowed_endpoint_refuses_a_buffer_that_is_lent_and_goes_on() -> None:
+    memory = ResourceQuota().create_memory_allocator("borrowed").memory
+    with hand_turned() as (engine, host):
+        ports = [Pushed(), Pushed()]
+        reading, other = (borrow(engine._loop, port, LOOPBACK, LOOPBACK, memory) for port in ports)
+        lent = SliceBuffer()
+        outcome: list[Status] = []
+        assert not reading.read(outcome.append, lent)
+        for operation in (other.read, other.write):
+            with pytest.raises(BusyResourceError, match="lent"):
+                operation(pytest.fail, lent)
+        assert other.write(pytest.fail, SliceBuffer([b"x"]))
+        ports[0].data(b"data")
+        host.until(lambda: outcome)
+        assert (outcome, bytes(lent)) == ([Status.OK], b"data")
+        reading.close()
+        other.close()
+        host.settle()

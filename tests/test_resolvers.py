@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from eventengine import EventEngine, ResolvedAddress, StatusCode, create_event_e
 from eventengine.bridges.asyncio import AsyncioEventEngine
 from eventengine.core.handles import next_handle
 from eventengine.core.resolver import HostedResolver
-from eventengine.status import ClosedResourceError
+from eventengine.status import ClosedResourceError, StatusError
 from eventengine.testing.oracle import TIMEOUT
 
 HAS_PYCARES = importlib.util.find_spec("pycares") is not None
@@ -239,3 +241,42 @@ def test_twisted_names_asks_the_servers_of_resolv_conf_and_else_this_machine(
     assert names._servers_of_system() == [("127.0.0.1", 53)]
     file.write_text("# of DHCP\nsearch test\nnameserver\nnameserver 192.0.2.1\nnameserver 2001:db8::1 # ours\n")
     assert names._servers_of_system() == [("192.0.2.1", 53), ("2001:db8::1", 53)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), StatusCode.NOT_FOUND),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), StatusCode.UNAVAILABLE),
+        (OSError(errno.EMFILE, "Too many open files"), StatusCode.RESOURCE_EXHAUSTED),
+        (UnicodeError("label empty or too long"), StatusCode.INVALID_ARGUMENT),
+        (LookupError("of a kind that nobody knows"), StatusCode.INTERNAL),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else each.name,
+)
+def test_what_the_system_s_resolver_raises_has_its_status(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: StatusCode
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with create_event_engine(resolver="system") as engine:
+        status = resolve(engine, "name.test:80")
+    assert status.code is code
+    assert "name.test:80" in status.message
+
+
+@pytest.mark.parametrize(("loop", "resolver"), [("tornado", "tornado"), ("twisted", "reactor")])
+def test_a_framework_s_own_resolver_asks_no_server_of_one_s_choice_and_is_used_again(
+    loop: str, resolver: str
+) -> None:
+    pytest.importorskip("twisted.internet" if loop == "twisted" else loop, reason=f"{loop} is not installed")
+    with LOOPS[loop][1]() as make, make(private_poller=True, resolver=resolver) as engine:
+        with pytest.raises(StatusError, match="UNIMPLEMENTED"):
+            engine.get_dns_resolver(dns_server="127.0.0.1")
+        found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with closing(engine.get_dns_resolver()) as names:
+            for _ in range(2):
+                names.lookup_hostname(found.put, "localhost:80")
+                assert isinstance(found.get(timeout=TIMEOUT), list)
