@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import queue
 import threading
@@ -30,8 +31,10 @@ from eventengine.testing.oracle import TIMEOUT, connect, pattern, receive, recei
 if not importlib.util.find_spec("twisted"):
     pytest.skip("twisted is not installed", allow_module_level=True)
 
+from twisted.internet import error
 from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
 
 from borrowed_stages import STAGES, TwistedStage
 
@@ -355,3 +358,21 @@ engine.close()
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\nOUT_OF_RANGE\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("why", "number"),
+    [
+        (error.ConnectionRefusedError(osError=errno.ECONNREFUSED), errno.ECONNREFUSED),
+        (error.ConnectionAborted(), errno.ECONNABORTED),
+        (error.TimeoutError(), errno.ETIMEDOUT),
+        (error.ConnectionLost(), errno.ECONNRESET),
+        (error.ConnectionDone(), errno.EPIPE),
+        (ValueError("of TLS"), errno.EPROTO),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else errno.errorcode[each],
+)
+def test_what_ends_a_connection_of_twisted_s_has_the_nearest_errno(why: Exception, number: int) -> None:
+    from eventengine.bridges.twisted.borrowed import number_of
+
+    assert number_of(Failure(why)) == number

@@ -21,7 +21,7 @@ from engines import LOOPS
 from eventengine import EventEngine, ResolvedAddress, StatusCode, create_event_engine
 from eventengine.bridges.asyncio import AsyncioEventEngine
 from eventengine.core.handles import next_handle
-from eventengine.core.resolver import HostedResolver
+from eventengine.core.resolver import HostedResolver, Question
 from eventengine.status import ClosedResourceError, StatusError
 from eventengine.testing.oracle import TIMEOUT
 
@@ -280,3 +280,15 @@ def test_a_framework_s_own_resolver_asks_no_server_of_one_s_choice_and_is_used_a
             for _ in range(2):
                 names.lookup_hostname(found.put, "localhost:80")
                 assert isinstance(found.get(timeout=TIMEOUT), list)
+
+
+def test_what_twisted_names_fails_with_has_its_status() -> None:
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
+    from twisted.internet.error import CannotListenError
+
+    from eventengine.bridges.twisted import names
+
+    question = Question("name.test:80", "name.test", 80)
+    exhausted = names._failed(question, CannotListenError("", 0, OSError(errno.EMFILE, "too many")))
+    assert (exhausted.code, exhausted.errno) == (StatusCode.RESOURCE_EXHAUSTED, errno.EMFILE)
+    assert names._failed(question, LookupError("odd")).code is StatusCode.INTERNAL
