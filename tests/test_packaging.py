@@ -115,7 +115,7 @@ def test_the_source_archive_has_what_its_tests_need(tmp_path: Path) -> None:
 def test_the_oldest_versions_that_tox_tries_are_the_lower_bounds() -> None:
     tox = configparser.ConfigParser()
     tox.read(ROOT / "tox.ini", "utf-8")
-    tried = dict(line.split("==") for line in tox["testenv:oldest"]["deps"].split())
+    tried = dict(re.findall(r"^([\w.]+)==(\S+)", tox["testenv:oldest"]["deps"], re.MULTILINE))
     extras = [each for extra in ("twisted", "tornado", "dns") for each in requirements(extra)]
     bounds = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(extras)))
     assert len(bounds) == 3

@@ -43,6 +43,8 @@ _PIECE: Final = 2 * RECORD
 BATCH: Final = 3 * _PIECE
 """Bytes that are encrypted for one write below; more wait for its end. With 128 KiB glibc gives the memory back to the
 system with each, and takes it anew page by page; and a peer runs dry meanwhile, and has to be woken each time."""
+_RECORDS: Final = 1024
+"""And records, of frames that the application wants small: one system call takes no more parts."""
 TURN: Final = 0.01
 """Seconds that one turn decrypts short records; of full ones it gets no more than a read below brings."""
 _SHORT: Final = 4096
@@ -273,7 +275,7 @@ class Encrypter:
         plain, piece, outgoing = self._plain, self._piece, self._outgoing
         write, read = self._tls.write, outgoing.read
         parts: list[memoryview] = []
-        left = BATCH
+        left = batch = min(BATCH, _RECORDS * piece)
         self.waits_for_the_peer = False
         if outgoing.pending:
             parts.append(memoryview(read()))
@@ -307,7 +309,7 @@ class Encrypter:
                     if not write_below(parts):
                         return
                     parts = []
-                    left = BATCH
+                    left = batch
         except (ssl.SSLWantReadError, ssl.SSLEOFError):  # the latter where there is plaintext to be read before
             self.waits_for_the_peer = True
             if outgoing.pending:
