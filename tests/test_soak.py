@@ -12,7 +12,7 @@ import pytest
 
 from eventengine.testing.oracle import TIMEOUT
 
-SECONDS = 30
+SECONDS = 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")

@@ -45,7 +45,7 @@ from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all, reset
 from eventengine.testing.scenes import never_inline, repeat_until_closed
-from eventengine.tls import ciphering
+from eventengine.tls import decrypting
 from hand_turned import HandTurnedHost, connected, hand_turned
 from handshakes import (
     oracle_client,
@@ -890,11 +890,11 @@ def test_plaintext_that_was_put_aside_comes_before_what_came_after_it(
     monkeypatch: pytest.MonkeyPatch, turn: float
 ) -> None:
     """As after a renegotiation, or a `close_write` while the quota was full; in one turn, and in several."""
-    monkeypatch.setattr(ciphering, "TURN", turn)
+    monkeypatch.setattr(decrypting, "TURN", turn)
     client, server = TLSEnd(certificates().client_context(), HOST), TLSEnd(certificates().server_context())
     while not all([client.shakes(server), server.shakes(client)]):
         pass
-    decrypter = ciphering.Decrypter(server.tls, server.incoming, MemoryQuota())
+    decrypter = decrypting.Decrypter(server.tls, server.incoming, MemoryQuota())
     decrypter.put_aside(SliceBuffer([b"first"]))
     for word in (b", second", b", third", b", fourth"):
         client.tls.write(word)

@@ -34,7 +34,7 @@ from eventengine.core.operations import CLOSED
 from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern
-from eventengine.tls import ciphering
+from eventengine.tls import decrypting
 from hand_turned import HandTurnedHost, connected, hand_turned
 from handshakes import start_accept, try_accept, try_connect
 
@@ -185,7 +185,7 @@ class Flooded(NamedTuple):
 def flooded(openssl: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flooded]:
     """An endpoint to which 1,240 requests for new keys have come, and 40 bytes between them, and for which each turn
     is over that has decrypted anything short."""
-    monkeypatch.setattr(ciphering, "TURN", 0.0)
+    monkeypatch.setattr(decrypting, "TURN", 0.0)
     quota = ResourceQuota("a flood")
     with hand_turned() as (engine, host), connected(engine, host, quota) as (below, peer):
         done: list[Any] = []
@@ -210,7 +210,7 @@ def test_who_asks_for_new_keys_all_the_time_leaves_others_their_turns(
 ) -> None:
     """And a read gets as much as it wished for all the same."""
     if blocks == "shared":
-        monkeypatch.setattr(ciphering, "is_unshared", lambda part: False)
+        monkeypatch.setattr(decrypting, "is_unshared", lambda part: False)
     with flooded(openssl, monkeypatch) as it:
         turns = itertools.count()
 

@@ -11,7 +11,7 @@ Rules:
    was left, until `_again` stays clear, and looks at `_again` once more after letting go; who does not get it leaves
    the news to who has it. So nothing is left lying, one thread at a time is in `ssl`, and no thread waits for another.
    A garbage collection in the middle of a turn may call us, too, from a finalizer: it finds `_in_turn`.
-3. All that is in `steps` and `ciphering` is called within a turn only.
+3. All that is in `steps`, `decrypting` and `encrypting` is called within a turn only.
 4. No callback is called within a turn. What a turn ended is told after it: to the call that took the turn, if it is
    that call's own operation; directly, if the turn was taken by a callback from below, for callbacks may run there;
    else by a closure of the engine's.

@@ -32,7 +32,8 @@ from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEvent, Wr
 from eventengine.memory_quota import MemoryQuota
 from eventengine.slices import SliceBuffer
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
-from eventengine.tls.ciphering import Decrypter, Encrypter
+from eventengine.tls.decrypting import Decrypter
+from eventengine.tls.encrypting import Encrypter
 from eventengine.tls.statuses import UNCLEAN_END, status_of
 
 __all__ = ["OnDone", "ReadRequest", "Steps", "WriteRequest"]

@@ -1,8 +1,9 @@
-"""The two directions of a connection through OpenSSL: `Decrypter` and `Encrypter`.
+"""`Decrypter`: what comes in over TLS, through OpenSSL.
 
 Rules:
 
-1. One thread at a time, in both together: they share an `SSLObject`. Who sees to that is `endpoint`.
+1. One thread at a time, in this and the `Encrypter` together: they share an `SSLObject`. Who sees to that is
+   `endpoint`.
 2. Plaintext takes the place of its ciphertext. A read below brought a block that is charged to the quota; OpenSSL is
    given a piece of it, and what it makes of that goes to where the piece was. So decrypting takes no second block, and
    a quota that is full of ciphertext cannot come to a standstill over it. It needs that nobody else can see the block,
@@ -16,13 +17,10 @@ Rules:
 5. Records that carry little take as long as others, new keys twenty times that, and a peer may send as many as it
    likes. So a turn that has decrypted such for TURN seconds leaves the rest for another (`is_tired`): the block that it
    was at stays as it is, charged, with the plaintext that is in it by then.
-6. What is written is taken from the application's slices as records: long slices piece by piece where they lie, short
-   ones joined, so that many small slices cost few records, and one write below.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from collections.abc import Callable
 from time import monotonic
@@ -31,20 +29,12 @@ from typing import Final, cast
 from eventengine.memory_quota import LARGEST_POOLED_BLOCK, SMALLEST_BLOCK, MemoryQuota
 from eventengine.slices import SliceBuffer, is_unshared, recycle_last
 from eventengine.status import Status
+from eventengine.tls.encrypting import RECORD
 from eventengine.tls.statuses import CLEAN_END, status_of
 
-__all__ = ["Decrypter", "Encrypter"]
+__all__ = ["Decrypter"]
 
-RECORD: Final = 16384
-"""The most plaintext of one record: RFC 8446, 5.1."""
 _LONGEST_RECORD: Final = 5 + RECORD + 2048
-_PIECE: Final = 2 * RECORD
-"""Bytes that OpenSSL encrypts at a time; it is given half as much to decrypt, when it has not got a record."""
-BATCH: Final = 3 * _PIECE
-"""Bytes that are encrypted for one write below; more wait for its end. With 128 KiB glibc gives the memory back to the
-system with each, and takes it anew page by page; and a peer runs dry meanwhile, and has to be woken each time."""
-_RECORDS: Final = 1024
-"""And records, of frames that the application wants small: one system call takes no more parts."""
 TURN: Final = 0.01
 """Seconds that one turn decrypts short records; of full ones it gets no more than a read below brings."""
 _SHORT: Final = 4096
@@ -227,119 +217,3 @@ class Decrypter:
             parts = [self._under_way[0]]
             self._under_way = None
             recycle_last(parts)
-
-
-class Encrypter:
-    __slots__ = ("_again", "_outgoing", "_piece", "_plain", "_tls", "waits_for_the_peer")
-
-    def __init__(self, tls: ssl.SSLObject, outgoing: ssl.MemoryBIO) -> None:
-        self._tls = tls
-        self._outgoing = outgoing
-        self._plain: list[memoryview] = []  # last to first, as in `core.writing`
-        self._piece = _PIECE
-        self._again = b""
-        self.waits_for_the_peer = False
-        """Whether OpenSSL renegotiates, and encrypts nothing before it has heard of the peer."""
-
-    @property
-    def has_plaintext(self) -> bool:
-        return bool(self._plain or self._again)
-
-    @property
-    def output(self) -> int:
-        """Bytes that OpenSSL has to say itself: an answer to the peer, an alert."""
-        return self._outgoing.pending
-
-    def take(self, data: SliceBuffer, max_frame_size: int) -> None:
-        """Takes the content of `data` over, to be encrypted."""
-        plain = self._plain = data._parts
-        data._parts = []
-        data._length = 0
-        if len(plain) > 1:
-            plain.reverse()
-        self._piece = _PIECE if max_frame_size >= RECORD else max_frame_size
-
-    def drop(self) -> None:
-        """Forgets what was not encrypted yet."""
-        self._again = b""
-        while self._plain:
-            recycle_last(self._plain)
-
-    def encrypt(self, write_below: Callable[[list[memoryview]], bool]) -> None:
-        """Gives to `write_below` what OpenSSL has to say itself, and the plaintext as ciphertext, for BATCH bytes of it
-        at a time, until all was given, or that says no.
-
-        Raises ssl.SSLError when nothing can be written any more.
-        """
-        # With as few steps as can be for each piece: at these rates Python's are a fifth of the whole.
-        plain, piece, outgoing = self._plain, self._piece, self._outgoing
-        write, read = self._tls.write, outgoing.read
-        parts: list[memoryview] = []
-        left = batch = min(BATCH, _RECORDS * piece)
-        self.waits_for_the_peer = False
-        if outgoing.pending:
-            parts.append(memoryview(read()))
-        try:
-            while plain or self._again:
-                if self._again:
-                    write(self._again)
-                    parts.append(memoryview(read()))
-                    left -= len(self._again)
-                    self._again = b""
-                elif len(first := plain[-1]) >= RECORD or len(plain) == 1:
-                    done = 0
-                    end = min(left, len(first))
-                    try:
-                        while done < end:
-                            write(first[done : done + piece])
-                            parts.append(memoryview(read()))
-                            done += piece
-                    finally:
-                        plain[-1] = first[done:]
-                        del first
-                    left -= done
-                    if not plain[-1]:
-                        recycle_last(plain)
-                else:
-                    del first
-                    # Kept, for OpenSSL wants the very same bytes when it has to be asked again.
-                    self._again = self._join(min(piece, RECORD))
-                    continue
-                if left <= 0:
-                    if not write_below(parts):
-                        return
-                    parts = []
-                    left = batch
-        except (ssl.SSLWantReadError, ssl.SSLEOFError):  # the latter where there is plaintext to be read before
-            self.waits_for_the_peer = True
-            if outgoing.pending:
-                parts.append(memoryview(read()))
-        if parts:
-            write_below(parts)
-
-    def end(self, incoming: ssl.MemoryBIO) -> bytes:
-        """Ends our stream: what is to be sent. The peer's goes on, if what there is of it was set aside."""
-        unread = incoming.read()  # or OpenSSL, which looks for the peer's close_notify, would drop it
-        with contextlib.suppress(ssl.SSLError):  # the peer's end is still to come, or the connection is broken
-            self._tls.unwrap()
-        if unread:
-            incoming.write(unread)
-        return self._outgoing.read()
-
-    def _join(self, size: int) -> bytes:
-        """Takes the next `size` bytes, or all, out of the short slices that they are in."""
-        plain = self._plain
-        parts: list[memoryview] = []
-        while plain and size:
-            part = plain[-1]
-            if len(part) > size:
-                parts.append(part[:size])
-                plain[-1] = part[size:]
-                break
-            parts.append(plain.pop())
-            size -= len(part)
-            del part
-        joined = b"".join(parts)
-        while parts:
-            recycle_last(parts)
-        return joined
