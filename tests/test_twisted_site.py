@@ -396,6 +396,66 @@ def test_what_a_long_query_takes_is_charged_until_its_request_is_forgotten(serve
         gc.enable()
 
 
+COOKIES = "Cookie: " + ";".join(f"{number}=" for number in range(2000)) + "\r\n"
+HEADERS = "".join(f"x{number}: {number}\r\n" for number in range(400))
+
+
+@pytest.mark.parametrize("head", [COOKIES, HEADERS])
+def test_what_cookies_and_headers_take_is_charged_until_the_request_is_done(serve: Serve, head: str) -> None:
+    served = serve("1MiB")
+    client = served.connect()
+    served.root.is_held = True
+    client.begin(b"", 0, more=head)
+    until(lambda: served.memory.used > 50_000)
+    served.call(served.root.let_go)
+    assert client.answer() == (200, digest(b""))
+    until(lambda: served.memory.used == bound.COST)
+    served.root.is_held = True
+    client.begin(b"", 0, more=head)
+    until(lambda: served.memory.used > 50_000)
+    client.sock.shutdown(socket.SHUT_RDWR)
+    until(lambda: not served.quota.connections.used)
+    assert served.memory.used > 50_000
+    served.call(served.root.held.clear)
+
+
+@pytest.mark.parametrize("begin", ["PUT / HTTP/1.1\r\n" + HEADERS, "PUT /" + "x" * 15_000, None])
+def test_what_has_come_of_requests_in_part_is_charged_and_who_has_sent_most_of_it_is_cut(
+    serve: Serve, begin: str | None
+) -> None:
+    served = serve("128KiB")
+    client = served.connect()
+    if begin is None:  # sent ahead
+        served.root.is_held = True
+        client.begin(b"", 0)
+        until(lambda: served.root.held)
+        begin = "x" * 10_000
+    before = served.memory.used
+    client.sock.sendall(begin.encode())
+    until(lambda: served.memory.used - before >= len(begin))
+    served.root.is_held = False
+    longer = [served.connect() for _ in range(4)]
+    for each in longer:
+        each.sock.sendall(HEADERS.encode().replace(b"x", b"PUT / HTTP/1.1\r\nx", 1))
+        assert served.connect().put(b"x") == (200, digest(b"x"))
+    assert served.memory.peak < 128 * KIB
+    served.call(served.root.let_go)
+
+
+def test_what_was_sent_ahead_is_charged_no_more_when_its_turn_has_come(serve: Serve) -> None:
+    served = serve("1MiB")
+    client = served.connect()
+    served.root.is_held = True
+    client.begin(b"", 0)
+    until(lambda: served.root.held)
+    for _ in range(150):
+        client.begin(b"", 0)
+    until(lambda: served.memory.used > 8000)
+    served.call(served.root.let_go)
+    assert [client.answer() for _ in range(151)] == [(200, digest(b""))] * 151
+    until(lambda: served.memory.used == bound.COST)
+
+
 @pytest.mark.skipif(
     (twisted.version.major, twisted.version.minor) < (24, 7),
     reason="before Twisted 24.7 a stock Site loses large requests that were sent ahead, too",

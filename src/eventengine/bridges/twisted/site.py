@@ -6,7 +6,8 @@ too, while more than 0.8 of the quota are used, so no body waits, and the rest i
 nothing of a body for two seconds while others wait for memory is cut, with a 408 (see `admission`).
 
 What Twisted makes of a form or a long query takes up to 75 times as much. It is charged until the request is done or,
-where its client has left, forgotten by who handles it; without room for it there is a 413.
+where its client has left, forgotten by who handles it; without room for it there is a 413. What a head takes is charged
+by `heads`.
 
 `Request.gotLength` is where Twisted chooses, before the first byte of the body was received.
 """
@@ -17,12 +18,17 @@ where its client has left, forgotten by who handles it; without room for it ther
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from twisted.logger import Logger
+from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
 
 from eventengine.bridges.twisted.bound import Bound
+from eventengine.bridges.twisted.heads import FREE, Heads, QuotaChannel
+from eventengine.memory import Reservation
 from eventengine.quota import as_quota
 from eventengine.tally import Tally, number_of
 from eventengine.upload import Upload
@@ -48,9 +54,6 @@ _MARK: Final = 200
 bytes are then one, and 206 for a line of a part's headers, less what is counted by the length."""
 
 _MARKS: Final = (b"&", b";", b"%")
-_FREE: Final = 4096
-"""As much is charged with any connection."""
-
 _LITTLE: Final = 65536
 """Of so much a fifth of the quota need not be left for others."""
 
@@ -65,6 +68,8 @@ class _QuotaRequest(Request):
     _upload: Any = None
     _marks: tuple[bytes, ...] = ()
     _counted = 0  # marks
+    head: int | None = None  # what its head takes, when that was counted
+    kept: Reservation | None = None  # for that, where its client has left
 
     def gotLength(self, length: int | None) -> None:
         if length == 0:
@@ -74,7 +79,7 @@ class _QuotaRequest(Request):
             cast("_UploadRequest", self).begin(length)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if len(path) * _MARK > _FREE and (len(path) * _FORM > _FREE or _marks_in(path) * _MARK > _FREE):
+        if len(path) * _MARK > FREE and (len(path) * _FORM > FREE or _marks_in(path) * _MARK > FREE):
             self._become_upload()
             self.requestReceived(command, path, version)
         else:
@@ -113,10 +118,10 @@ class _UploadRequest(_QuotaRequest):
         room = len(path) * _FORM + _marks_in(path) * _MARK
         if command == b"POST" and self._marks:
             room += cast("Any", self.content).tell() * _FORM + self._counted * _MARK
-        if room > _FREE and not self._take(room):
+        if room > FREE and not self._take(room):
             self._refuse(_TOO_LARGE)
             return
-        self._is_parsed = room > _FREE
+        self._is_parsed = room > FREE
         self._upload.complete()
         Request.requestReceived(self, command, path, version)
 
@@ -166,6 +171,14 @@ def _marks_in(path: bytes) -> int:
     return sum(map(path.count, _MARKS))
 
 
+def _make_channel(make: Callable[[], Any]) -> Any:
+    """Twisted's, which is where only private functions reach, and may become one of HTTP/2."""
+    made = make()
+    if type(getattr(made, "_channel", None)) is HTTPChannel:
+        made._channel = QuotaChannel()
+    return made
+
+
 class QuotaSite(Site):
     """A Site whose request bodies are charged to `quota` while they are in memory, and go to files when it is short.
 
@@ -186,7 +199,7 @@ class QuotaSite(Site):
             lambda n: _log.warn(
                 "{quota!r} is full: {number} cut or refused",
                 quota=self.quota,
-                number=number_of(n, "upload was", "uploads were"),
+                number=number_of(n, "request was", "requests were"),
             )
         )
         super().__init__(resource, _QuotaRequest, **options)
@@ -194,6 +207,8 @@ class QuotaSite(Site):
         reactor = getattr(self, "reactor", None) or untyped._reactor  # older Twisted has it as a private name
         self._bound = Bound.of(self.quota, reactor)
         self.admission = self._bound.admission
+        self.heads = Heads(self.quota.memory, self.cut.add)
+        untyped.protocol = partial(_make_channel, untyped.protocol)
 
     def startFactory(self) -> None:
         super().startFactory()
