@@ -52,6 +52,11 @@ class Here(RequestHandler):
         self.write("here")
 
 
+class Detaches(RequestHandler):
+    def put(self) -> None:
+        self.detach().write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
 class Site:
     """A site whose handlers wait.
 
@@ -68,7 +73,8 @@ class Site:
 
     @asynccontextmanager
     async def serving(self, quota: ResourceQuota, **options: Any) -> AsyncIterator[Site]:
-        async with serving_site(quota, [("/", Waits, {"site": self}), ("/here", Here)], **options) as self.port:
+        pages = [("/", Waits, {"site": self}), ("/here", Here), ("/detaches", Detaches)]
+        async with serving_site(quota, pages, **options) as self.port:
             yield self
 
     @asynccontextmanager
@@ -137,6 +143,22 @@ def test_a_body_holds_its_room_while_its_handler_works_though_the_client_has_lef
             await until(lambda: not quota.memory.used)
 
     gc.disable()  # who has left is forgotten without it
+    try:
+        run(case)
+    finally:
+        gc.enable()
+
+
+def test_a_body_holds_its_room_no_longer_when_its_handler_has_taken_the_connection_over() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        body = bytes(600 * KIB)
+        async with Site().serving(quota) as site, site.client() as (reader, writer):
+            writer.write(put(body, "/detaches"))
+            assert await answer(reader) == b""
+            await until(lambda: not quota.memory.used)
+
+    gc.disable()
     try:
         run(case)
     finally:

@@ -161,7 +161,8 @@ class QuotaHTTPServer(LimitedServer, HTTPServer):
         found = self._uploads.pop(server_conn, None)
         if found is not None:
             upload, request_conn = found
-            if upload.is_complete and upload.held and not request_conn._write_finished:
+            is_detached = request_conn.stream is None  # nobody would say when it has finished
+            if upload.is_complete and upload.held and not (request_conn._write_finished or is_detached):
                 call_when_finished(upload.end, request_conn)
             else:
                 upload.end()
