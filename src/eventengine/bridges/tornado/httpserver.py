@@ -210,14 +210,13 @@ class _Admitted(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        stream = self._connection.stream
+        stream = cast("Counted", self._connection.stream)  # one that was closed before has no headers
         self._start_line = start_line
-        if isinstance(stream, Counted):
-            stream.is_used = stream.is_in_body = True
-            if len(headers) > _MOST_HEADERS:
-                self._delegate = _DEAF  # that of the application hears nothing of it
-                self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
-                return None
+        stream.is_used = stream.is_in_body = True
+        if len(headers) > _MOST_HEADERS:
+            self._delegate = _DEAF  # that of the application hears nothing of it
+            self._refuse(431, f"it has more than {_MOST_HEADERS} headers")
+            return None
         path = start_line.path if isinstance(start_line, RequestStartLine) else ""
         size = _COPIES * len(path) + _HEADER * path.count("&")
         found: dict[str, str] = {}  # what is absent is found so in half the time
@@ -227,30 +226,27 @@ class _Admitted(HTTPMessageDelegate):
                 found.setdefault(name, value)
         length = _length_of(found.get("Content-Length", ""))
         has_body = length > 0 or "Transfer-Encoding" in found
-        if isinstance(stream, Counted):
-            stream.bound.has_request(self._server_conn)
-            size += stream.head_read  # Tornado keeps it as it came, too
-            if not (stream.hold_for(self._connection, size) if stream.closed() else stream.hold_head(size)):
-                self._delegate = _DEAF
-                self._refuse(503, "there is no room for its head")
-                return None
-            if not has_body and "Sec-Websocket-Key" in found:
-                self._upgrade(stream)
+        stream.bound.has_request(self._server_conn)
+        size += stream.head_read  # Tornado keeps it as it came, too
+        if not (stream.hold_for(self._connection, size) if stream.closed() else stream.hold_head(size)):
+            self._delegate = _DEAF
+            self._refuse(503, "there is no room for its head")
+            return None
+        if not has_body and "Sec-Websocket-Key" in found:
+            self._upgrade(stream)
         streams = self._delegate.headers_received(start_line, headers)
         if not has_body:
             return streams
         self._streams = streams is not None
-        if isinstance(stream, Counted):
-            stream.body_left = length
+        stream.body_left = length
         if streams is not None:
             return self._begin_to_stream(streams, length)
-        stream = self._connection.stream
         most = self._server.conn_params.max_body_size
-        if stream is None or length > (stream.max_buffer_size if most is None else most):
-            return None  # Tornado refuses it
+        if self._connection.stream is None or length > (stream.max_buffer_size if most is None else most):
+            return None  # it was detached, or Tornado refuses it
         if headers.get("Content-Type", "").startswith(_FORMS):
             self._copies = 2
-        room = cast("Counted", stream).most
+        room = stream.most
         if room is not None and length * self._copies > room:
             self._refuse_as_too_large()
             return None
@@ -259,7 +255,7 @@ class _Admitted(HTTPMessageDelegate):
             return None
         waits = self._ask(upload, length)
         if waits is None:
-            cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
+            stream.begin_body(self._server.body_chunk_size)
         return waits
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -287,8 +283,7 @@ class _Admitted(HTTPMessageDelegate):
             room = self._ask(upload, more, besides)
             if room is not None:
                 return self._receive_later(room, chunk)
-            if self._connection.stream is not None:
-                cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
+            cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
         self._left -= len(chunk)
         if self._small or (self._left and len(chunk) < _SMALL):
             return self._collect(chunk)

@@ -61,10 +61,9 @@ class _Buffer(Upload):
     __slots__ = ()
 
     def shrink(self, size: int) -> None:
-        """It holds no more than this now."""
-        if self.held > size:
-            self._admission.memory.give(self.held - size)
-            self.held = size
+        """It holds this now, which is less."""
+        self._admission.memory.give(self.held - size)
+        self.held = size
 
     def set_moving(self, moves: bool) -> None:
         """Whether its peer is to send more, and so may stall."""
