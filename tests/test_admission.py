@@ -649,3 +649,34 @@ def test_a_connection_that_ends_gives_back_what_was_unsent_once(loop: Loop) -> N
     connection.unsent.end()
     assert uploads.memory.used == 0
     assert loop.timers == []
+
+
+def test_an_upload_that_is_complete_is_neither_cut_nor_asks_for_more(loop: Loop) -> None:
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    one.complete()
+    one.cut()
+    assert uploads.cut == []
+    for ask in (one.try_ask, lambda size: one.ask(size, list)):
+        with pytest.raises(ClosedResourceError):
+            ask(KIB)
+    assert uploads.memory.used == 60 * KIB
+    one.end()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_upload_whose_piece_was_handled_is_watched_again_unless_it_has_ended_meanwhile(
+    loop: Loop, ends: bool
+) -> None:
+    async def handle() -> None:
+        assert one not in uploads.admission.moving
+        if ends:
+            one.end()
+
+    uploads = Uploads(loop)
+    one = uploads.begin("one", 60 * KIB)
+    with pytest.raises(StopIteration):
+        one.while_nothing_is_read(handle()).send(None)
+    assert (one in uploads.admission.moving) is not ends
+    one.end()
+    assert not loop.timers

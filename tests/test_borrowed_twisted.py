@@ -376,3 +376,17 @@ def test_what_ends_a_connection_of_twisted_s_has_the_nearest_errno(why: Exceptio
     from eventengine.bridges.twisted.borrowed import number_of
 
     assert number_of(Failure(why)) == number
+
+
+def test_a_transport_that_does_not_say_which_protocol_it_serves_is_refused(
+    stage: TwistedStage, app: Application
+) -> None:
+    class Bare:
+        def write(self, data: bytes) -> None:
+            raise AssertionError("it was borrowed")
+
+        loseConnection = pauseProducing = resumeProducing = write  # noqa: N815
+
+    allocator = app.quota.create_memory_allocator("bare")
+    with pytest.raises(TypeError, match="Bare does not say which protocol it serves; give it an EndpointProtocol"):
+        stage.call(lambda: stage.engine.endpoint_from_transport(Bare(), allocator))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from eventengine import (
+    ClosedResourceError,
     Endpoint,
     HalfCloseable,
     ResolvedAddress,
@@ -17,6 +20,7 @@ from eventengine import (
     StatusCode,
     TaskHandle,
 )
+from eventengine.cli import proxy_tls
 from eventengine.cli import relay as relay_module
 from eventengine.cli.relay import Relay
 from eventengine.tls.statuses import UNCLEAN_END
@@ -186,3 +190,19 @@ def test_a_look_for_idleness_that_comes_when_the_relay_has_ended_looks_no_more()
     scene.proxy.timers[0]()
     assert scene.proxy.ended == ["first"]
     assert len(scene.proxy.timers) == 1
+
+
+@pytest.mark.parametrize("tells", ["nothing", "closed", "no socket"])
+def test_nothing_is_said_to_be_unsent_where_nobody_knows(tells: str) -> None:
+    with Path(os.devnull).open("rb") as file:
+
+        class Told(Side):
+            def query_extension(self, extension: type[Any]) -> Any:
+                return None if tells == "nothing" else self
+
+            def fileno(self) -> int:
+                if tells == "closed":
+                    raise ClosedResourceError("the endpoint was closed")
+                return file.fileno()
+
+        assert proxy_tls.unsent(Told()) == 0

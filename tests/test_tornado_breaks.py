@@ -35,11 +35,12 @@ from tornado.web import Application, RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota
 from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
-from eventengine.bridges.tornado.accepting import Place
+from eventengine.bridges.tornado.accepting import Gate, Place
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded, bounded, taken_over
 from eventengine.bridges.tornado.streams import Counted, counted
 from eventengine.bridges.tornado.websockets import Message
+from eventengine.idle import Connections
 from tornado_certificate import contexts
 from tornado_serving import KIB, MIB, free_connections, impatient, run, serving_site, until
 
@@ -635,3 +636,44 @@ def test_a_request_whose_connection_was_closed_to_make_room_is_not_held_for() ->
             assert not cast("Counted", stream).hold_for(cast("Any", None), 10)
 
     run(case)
+
+
+def test_a_server_that_finds_room_at_its_second_look_accepts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, True])
+    monkeypatch.setattr(Connections, "may_open", lambda *_: next(looks, True))
+
+    async def case() -> None:
+        quota, delegate = ResourceQuota(memory="1MiB"), Delegate()
+        async with serving(quota, Site(delegate)) as (_, port):
+            with connected(port) as sock:
+                sock.send(HEAD + b"Content-Length: 3\r\n\r\nabc")
+                assert (await receive_all(sock)).startswith(b"HTTP/1.1 200 ")
+        assert next(looks, None) is None
+        assert delegate.told == [3, "finish"]
+
+    run(case)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_place_that_comes_when_a_server_has_stopped_or_its_loop_was_closed_goes_to_the_next(
+    is_open: bool,
+) -> None:
+    woken: list[int] = []
+    quota = ResourceQuota(memory="1MiB", connections=1)
+    [sock] = bind_sockets(0, "127.0.0.1")
+    gate = Gate(sock, QuotaHTTPServer(Site(Delegate()), quota=quota))
+
+    async def case() -> None:
+        gate._loop = asyncio.get_running_loop()
+
+    run(case)
+    assert gate._loop is not None
+    assert gate._loop.is_closed()
+    if not is_open:
+        gate.close()
+    assert quota.connections.try_take(lambda: True)
+    assert not quota.connections.try_take(lambda: woken.append(1))
+    assert gate._on_room()
+    gate._on_place()
+    assert woken == [1]
+    gate.close()
