@@ -252,6 +252,32 @@ def test_a_message_that_is_larger_than_the_quota_ends_its_connection_alone() -> 
     run(case)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frame(FINAL | BINARY, bytes(100), 1 << 20),
+        frame(BINARY, bytes(100 * KIB)) + frame(CONTINUES, b"", 100 * KIB),
+    ],
+    ids=["whole", "in fragments"],
+)
+def test_a_message_that_can_never_fit_is_one_line_in_the_log_and_no_error(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def case() -> None:
+        async with serving(ResourceQuota(memory="256KiB")) as port, Client.to(port) as socket:
+            socket.writer.write(sent)
+            assert await socket.is_closed()
+
+    caplog.set_level("INFO")
+    run(case)
+    told = [(record.levelname, record.name, record.getMessage()) for record in caplog.records]
+    assert [line for line in told if line[0] not in ("DEBUG", "INFO")] == []
+    [message] = [text for _, name, text in told if name == "tornado.general" and "websocket" in text]
+    assert (
+        message == "a websocket from 127.0.0.1 was closed: its message takes more room than one may have, 240 KiB"
+    )
+
+
 def test_a_handler_that_is_no_websocket_answers_and_the_connection_goes_on() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
@@ -304,7 +330,7 @@ def test_a_handshake_over_tls_leaves_nothing_in_the_log(caplog: pytest.LogCaptur
 
 
 def test_what_a_reader_keeps_is_told_by_what_it_was_given() -> None:
-    message = Message()
+    message = Message("192.0.2.1")
     steps = [
         (b"\x02\xfe", 2, 0),  # begins, masked, with two bytes of length
         (b"\x01\x00", 2, 0),

@@ -323,7 +323,7 @@ class _Admitted(HTTPMessageDelegate):
 
     def _upgrade(self, stream: Counted) -> None:
         """To a websocket: what is read is charged from now on, as by a QuotaTCPServer."""
-        made = taken_over(stream, stream.bound, Message())
+        made = taken_over(stream, stream.bound, Message(str(self._connection.context)))
         made.read_chunk_size = self._server.body_chunk_size
         made.set_nodelay(False)  # as Tornado's is between requests
         self._connection.stream = cast("HTTP1ServerConnection", self._server_conn).stream = made

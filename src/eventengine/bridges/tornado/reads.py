@@ -35,6 +35,7 @@ from tornado.netutil import ssl_wrap_socket
 from eventengine.bridges.tornado.bound import TLS_COST
 from eventengine.bridges.tornado.streams import Counted, made_anew, opened
 from eventengine.bridges.tornado.websockets import Message
+from eventengine.memory_quota import format_size
 from eventengine.upload import Upload
 
 if TYPE_CHECKING:
@@ -184,10 +185,10 @@ class Bounded(Counted):
 
     def write(self, data: bytes | memoryview) -> Future[None]:
         if not self.is_answered and self.message is not None and b"permessage-deflate" in bytes(data):
-            self._begin_to_deflate()
+            self._begin_to_deflate(self.message.peer)
         return super().write(data)
 
-    def _begin_to_deflate(self) -> None:
+    def _begin_to_deflate(self, peer: str) -> None:
         """The websocket is agreed to be compressed. Who has no room is closed: nothing could be read any more else."""
         connections = self.bound.connections
         if self.cost is None:
@@ -196,7 +197,7 @@ class Bounded(Counted):
             connections.grew(DEFLATE_COST)
             self.cost += DEFLATE_COST
         else:
-            gen_log.info("a websocket was closed, for there is no room to compress what it sends")
+            gen_log.info("a websocket from %s was closed: there is no room to compress what it sends", peer)
             self.bound.loop.call_soon(self.close)
 
     def charge(self, bound: Bound) -> None:
@@ -295,11 +296,18 @@ class Bounded(Counted):
         return min(most, buffer.held - self._size)
 
     def _take(self, amount: int, quota: int) -> bool:
-        """Takes room. False: there is none, and it waits if something has come (rule 4)."""
+        """Takes room. False: there is none, and it waits if something has come (rule 4), or was closed."""
         buffer = cast("_Buffer", self._buffer)
         if buffer.held + amount > quota:
             error = StreamBufferFullError(f"a read takes more than {self.bound.quota!r} has")
             self.close(exc_info=error)
+            if self.message is not None:  # nobody asked for so much but the peer: no error of the handler's
+                gen_log.info(
+                    "a websocket from %s was closed: its message takes more room than one may have, %s",
+                    self.message.peer,
+                    format_size(quota),
+                )
+                return False
             raise error
         if not self.bound.memory.somebody_waits and self.bound.admission.try_take(amount):
             buffer.held += amount

@@ -22,12 +22,14 @@ class Message:
     """The one that is being received.
 
     Attributes:
+        peer: Whose it is.
         size: The bytes that are charged for what its reader keeps.
     """
 
-    __slots__ = ("_first", "_steps", "size")
+    __slots__ = ("_first", "_steps", "peer", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
         self.size = 0
         self._first = 0
         self._steps = 0  # left of the frame
