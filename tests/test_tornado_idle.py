@@ -87,6 +87,7 @@ def test_a_body_for_which_there_is_no_room_beside_its_own_connection_is_refused_
         text.startswith("PUT /length from 127.0.0.1 was refused with 413: its body takes") for text in refused
     )
     assert ["twice as that of a form" in text for text in refused] == [False, True, False]
+    assert all(text.endswith(" than one may have, 952 KiB") for text in refused)
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["over", "somebody waits"])

@@ -35,6 +35,7 @@ from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, call_when_finished, counted
 from eventengine.bridges.tornado.websockets import Message
+from eventengine.memory_quota import format_size
 from eventengine.quota import as_quota
 from eventengine.upload import Upload
 
@@ -395,7 +396,7 @@ class _Admitted(HTTPMessageDelegate):
     def _on_stalled(self) -> None:
         upload = self._upload
         if upload is not None and upload.wanted and upload.is_too_large:
-            self._refuse_as_too_large()
+            self._refuse(413, "its body takes more room than other connections leave")
         elif upload is not None and upload.wanted:
             self._refuse(503, "its body waits for room, and so do others")
         else:
@@ -403,8 +404,9 @@ class _Admitted(HTTPMessageDelegate):
         self._go_on()
 
     def _refuse_as_too_large(self) -> None:
-        twice = ", twice as that of a form" if self._copies > 1 else ""
-        self._refuse(413, f"its body takes more room{twice} than {self._server.quota!r} has")
+        twice = ", twice as that of a form," if self._copies > 1 else ""
+        most = cast("Counted", self._connection.stream).most or 0
+        self._refuse(413, f"its body takes more room{twice} than one may have, {format_size(most)}")
 
     def _refuse(self, code: int, why: str) -> None:
         """Answers, and closes when that is written; the body is read no further."""
