@@ -24,6 +24,7 @@ import pytest
 from certificates import HOST, certificates
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
 from eventengine import (
+    BusyResourceError,
     ClosedResourceError,
     Endpoint,
     EventEngine,
@@ -704,6 +705,37 @@ def test_wrong_arguments_are_told_at_the_caller_and_the_connection_stays(app: Ap
         app.engine.close()
         with pytest.raises(ClosedResourceError):
             call(engine, never, endpoint, client)
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_a_client_s_handshake_while_something_is_outstanding_ends_at_once_and_says_so(
+    app: Application, operation: str
+) -> None:
+    with below(app, "client") as (endpoint, _):
+        outstanding, on_done = Callback[Status](app.ledger), Callback[Any](app.ledger)
+        if operation == "read":
+            assert not app.call(lambda: endpoint.read(outstanding, SliceBuffer()))
+        else:
+            assert not app.call(lambda: endpoint.write(outstanding, SliceBuffer([bytes(16 << 20)])))
+        start_connect(app, on_done, endpoint, timeout=3600.0)
+        assert str(on_done.result()) == (
+            f"FAILED_PRECONDITION: the TLS handshake: a {operation} is outstanding on this endpoint; "
+            "wait for its callback"
+        )
+        assert outstanding.result().code is StatusCode.CANCELLED
+
+
+def test_a_server_s_handshake_while_a_read_is_outstanding_is_refused_and_the_read_goes_on(
+    app: Application,
+) -> None:
+    with below(app, "server") as (endpoint, connection):
+        buffer, on_read, never = SliceBuffer(), Callback[Status](app.ledger), Callback[Any](app.ledger, times=0)
+        assert not app.call(lambda: endpoint.read(on_read, buffer))
+        with pytest.raises(BusyResourceError, match="a read is outstanding"):
+            start_accept(app, never, endpoint)
+        connection.sendall(b"still there")
+        assert on_read.result().ok
+        assert bytes(buffer) == b"still there"[: len(buffer)]
 
 
 # Many.

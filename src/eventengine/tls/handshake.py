@@ -29,7 +29,7 @@ from eventengine.core.timers import check_seconds
 from eventengine.engine import Endpoint, EventEngine, StatusOr, TaskHandle
 from eventengine.memory import MemoryAllocator
 from eventengine.slices import SliceBuffer
-from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode
+from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
 from eventengine.tls.endpoint import TLSEndpoint
 from eventengine.tls.session import Session
 from eventengine.tls.statuses import status_of, unexpected_end
@@ -66,7 +66,8 @@ def connect(
             endpoint, which is then the callback's to close; UNAUTHENTICATED when one side did not accept the other's
             certificate (the text says why: another host, expired, self-signed, an unknown authority, ...);
             UNAVAILABLE when the peer hung up, does not speak TLS, or has nothing in common with us, and when the
-            connection broke; DEADLINE_EXCEEDED after `timeout`; CANCELLED when the engine or `endpoint` was closed.
+            connection broke; DEADLINE_EXCEEDED after `timeout`; CANCELLED when the engine or `endpoint` was closed;
+            FAILED_PRECONDITION when a read or a write was outstanding on `endpoint`.
         context: What is allowed, and whom to trust: `ssl.create_default_context()`, as a rule.
         server_hostname: The host that the peer's certificate must be for, a name or an IP address; a name is sent, too
             (SNI). None only with a context whose `check_hostname` is False.
@@ -118,7 +119,8 @@ def accept(
 
     `context` has the certificate (`load_cert_chain`); with `verify_mode` CERT_REQUIRED and `load_verify_locations` it
     asks the client for one, too. Its `sni_callback` is told the host that the client asks for, and may choose another
-    context. Everything else, and what is raised, as `connect` has it.
+    context. Everything else, and what is raised, as `connect` has it; and BusyResourceError when a read is outstanding
+    on `endpoint`, which stays the caller's.
 
     May be called from any thread.
     """
@@ -264,6 +266,9 @@ class Handshake:
                 return True
         except (ClosedResourceError, ForkedProcessError):
             self._end(Status(StatusCode.CANCELLED, f"{_DOING}: the endpoint was closed"))
+            return True
+        except BusyResourceError as error:  # the caller's fault, of whom only the callback can be told any more
+            self._end(Status(StatusCode.FAILED_PRECONDITION, f"{_DOING}: {error}"))
             return True
         return self._take(_OK)
 
