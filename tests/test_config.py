@@ -142,3 +142,10 @@ def test_a_changed_copy_is_checked_again() -> None:
 def test_a_config_survives_pickling() -> None:
     config = EndpointConfig(dscp=10, user_timeout=1.5, reuse_port=False)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", ["keepalive", "reuse_port"])
+def test_a_switch_is_true_or_false_and_no_number_of_seconds(name: str) -> None:
+    for bad, kind in ((30, "int"), ("no", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, not {kind}"):
+            make(name, bad)

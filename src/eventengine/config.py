@@ -18,7 +18,7 @@ class EndpointConfig:
     All sockets are non-blocking, close-on-exec and, over TCP, TCP_NODELAY; that is not an option.
 
     Attributes:
-        keepalive: SO_KEEPALIVE (socket(7)). Off, as in gRPC, whose HTTP/2 has pings of its own.
+        keepalive: Whether SO_KEEPALIVE (socket(7)) is set. Off, as in gRPC, whose HTTP/2 has pings of its own.
         keepalive_idle: Seconds of silence before the first probe, TCP_KEEPIDLE (tcp(7)).
         keepalive_interval: Seconds between probes, TCP_KEEPINTVL.
         keepalive_count: Probes without an answer that end the connection, TCP_KEEPCNT.
@@ -28,7 +28,7 @@ class EndpointConfig:
         send_buffer_size: Bytes, SO_SNDBUF; Linux doubles the number.
         receive_buffer_size: Bytes, SO_RCVBUF; set before connecting or listening, so that the window follows it.
         dscp: Differentiated services code point of 0-63 (RFC 2474), for IP_TOS and IPV6_TCLASS.
-        reuse_port: SO_REUSEPORT on listeners, so that several processes share a port. On, as in gRPC.
+        reuse_port: Whether listeners have SO_REUSEPORT, so that several processes share a port. On, as in gRPC.
         backlog: Connections that may wait to be accepted (listen(2)); the system caps it at somaxconn.
         socket_hook: Called with each new socket before it is bound, connected or, for accepted ones, used.
             What it raises fails that connect or bind; an accepted connection is closed. It runs on the
@@ -56,6 +56,9 @@ class EndpointConfig:
             _check(name, getattr(self, name), 1, 2**31 - 1, "bytes from 1 to 2**31 - 1")
         _check("dscp", self.dscp, 0, 63, "a code point from 0 to 63")
         _check("backlog", self.backlog, 0, 65535, "a number from 0 to 65535", optional=False)
+        for name in ("keepalive", "reuse_port"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {type(getattr(self, name)).__name__}")
         if self.socket_hook is not None and not callable(self.socket_hook):
             raise TypeError(f"socket_hook must be callable, not {type(self.socket_hook).__name__}")
 
