@@ -540,9 +540,13 @@ def test_wrong_arguments_are_told_at_the_caller(app: Application) -> None:
 
     for wrong, error, why in (
         ({"target": "[::1"}, ValueError, r"'\[::1' is not a host"),
-        ({"target": b"127.0.0.1:1"}, TypeError, "target must be of type Target, not bytes"),
-        ({"config": None}, TypeError, "config must be of type EndpointConfig, not NoneType"),
-        ({"memory_allocator": app.quota}, TypeError, "memory_allocator must be of type MemoryAllocator"),
+        ({"target": b"127.0.0.1:1"}, TypeError, "target must be a str or a Target, not bytes"),
+        ({"config": None}, TypeError, "config must be an EndpointConfig, not NoneType"),
+        (
+            {"memory_allocator": app.quota},
+            TypeError,
+            "must be what ResourceQuota.create_memory_allocator makes, not",
+        ),
         ({"timeout": -1}, ValueError, "timeout is -1; it must be a finite number of seconds, 0 or more"),
         ({"timeout": float("inf")}, ValueError, "timeout is inf"),
         ({"timeout": "1"}, TypeError, "timeout must be a number of seconds, not str"),
@@ -551,6 +555,8 @@ def test_wrong_arguments_are_told_at_the_caller(app: Application) -> None:
     ):
         with pytest.raises(error, match=why):
             connect_target(app.engine, **({"on_connect": never} | good | wrong))  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(TypeError, match="engine must be an EventEngine, not NoneType"):
+        connect_target(None, never, **good)  # type: ignore[arg-type]  # on purpose
 
 
 # At once

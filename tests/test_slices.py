@@ -510,6 +510,14 @@ def check(buffer: SliceBuffer, data: bytes) -> None:
     assert target == data + bytes(3)
 
 
+@pytest.mark.parametrize("bad", [b"hello", bytearray(b"hello"), memoryview(b"hello"), "hello"])
+def test_a_buffer_is_made_of_several_and_who_gives_one_is_told_how(bad: Any) -> None:
+    with pytest.raises(TypeError, match=rf"not of {type(bad).__name__}; write SliceBuffer\(\[data\]\)"):
+        SliceBuffer(bad)
+    with pytest.raises(TypeError, match=r"a bytes-like object is needed .* not int"):
+        SliceBuffer([5])  # type: ignore[list-item]  # on purpose
+
+
 @pytest.mark.parametrize("form", [bytes, amid])
 def test_what_is_appended_comes_at_the_end(cut: Cut, form: Callable[[bytes], bytes | Slice]) -> None:
     buffer = SliceBuffer()

@@ -164,7 +164,8 @@ def test_a_default_port_is_taken_where_none_is_written(default_port: str, number
 
 @pytest.mark.parametrize(("text", "default_port"), [(b"localhost:80", ""), ("localhost", 80), (None, "")])
 def test_what_is_no_text_is_refused(text: object, default_port: object) -> None:
-    with pytest.raises(TypeError, match="must be str"):
+    what, bad = ("a default port", default_port) if isinstance(text, str) else ("a target", text)
+    with pytest.raises(TypeError, match=f"{what} must be str, not {type(bad).__name__}"):
         Target.parse(text, default_port)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(TypeError, match="made of a ResolvedAddress, not of str"):
         Target.of("localhost:80")  # type: ignore[arg-type]  # on purpose

@@ -1868,9 +1868,10 @@ def test_tls_over_a_client_endpoint_is_charged(make_installed_home: MakeHome, tl
         ("quota:memory=1MiB", "needs port="),
         ("quota:memory=1MiB:timeout=5", "has no option 'timeout'"),
         ("quota:0:nowhere:memory=1MiB", "nowhere"),
-        ("quota:0::many:memory=1MiB", "backlog is 'many'"),
+        ("quota:0::many:memory=1MiB", "backlog is 'many'; a whole number without a sign is needed"),
         ("quota:http:memory=1MiB", "port is 'http': a number is needed"),
         ("quota:unix:/tmp/s:memory=1MiB", "port is 'unix': .* at a unix socket a QuotaServerEndpoint listens"),
+        ("quota:::1:memory=1MiB", r"port is '': .* a colon of an IPv6 address is written \\:"),
         ("quota:70000:memory=1MiB", "70000"),
         ("quota:-1:memory=1MiB", "-1"),
         ("quota:0:interface=nowhere:memory=1MiB", "nowhere"),
@@ -1895,7 +1896,10 @@ def test_what_is_no_server_is_said_before_anything_listens(text: str, said: str)
         ("quota:host=localhost:memory=1MiB", "needs port="),
         ("quota:port=1:memory=1MiB", "needs host="),
         ("quota:host=localhost:port=http:memory=1MiB", "'localhost:http' is not an address"),
-        ("quota:host=localhost:port=70000:memory=1MiB", "'localhost:70000' is not an address"),
+        (
+            "quota:host=localhost:port=70000:memory=1MiB",
+            "'localhost:70000' is not an address.* with a port from 0 to 65535",
+        ),
         ("quota:host=:port=1:memory=1MiB", "':1' is not an address"),
         ("quota:host=localhost:port=1:memory=1MiB:timeout=soon", "timeout is 'soon'"),
         (

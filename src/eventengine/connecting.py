@@ -94,13 +94,19 @@ def connect_target(
         )
     if isinstance(target, str):
         target = Target.parse(target)
-    for name, value, wanted in (
-        ("target", target, Target),
-        ("config", config, EndpointConfig),
-        ("memory_allocator", memory_allocator, MemoryAllocator),
+    for name, value, wanted, allowed in (
+        ("engine", engine, EventEngine, "an EventEngine"),
+        ("target", target, Target, "a str or a Target"),
+        ("config", config, EndpointConfig, "an EndpointConfig"),
+        (
+            "memory_allocator",
+            memory_allocator,
+            MemoryAllocator,
+            "what ResourceQuota.create_memory_allocator makes",
+        ),
     ):
         if not isinstance(value, wanted):
-            raise TypeError(f"{name} must be of type {wanted.__name__}, not {type(value).__name__}")
+            raise TypeError(f"{name} must be {allowed}, not {type(value).__name__}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
     if not 0 <= timeout < math.inf:

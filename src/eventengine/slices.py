@@ -251,8 +251,15 @@ class SliceBuffer:
         self._parts: list[memoryview] = []
         self._length = 0
         self._lent = False  # to a read that is outstanding
-        for part in slices:
-            self.append(part)
+        try:
+            for part in slices:
+                self.append(part)
+        except TypeError:
+            if isinstance(slices, bytes | bytearray | memoryview | str):  # whose parts are no slices
+                raise TypeError(
+                    f"a SliceBuffer is made of slices, not of {type(slices).__name__}; write SliceBuffer([data])"
+                ) from None
+            raise
 
     def __len__(self) -> int:
         return self._length

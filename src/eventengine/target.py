@@ -67,8 +67,9 @@ class Target:
 
         Raises ValueError with the text that was given and what is wrong with it.
         """
-        if not isinstance(text, str) or not isinstance(default_port, str):
-            raise TypeError("a target and a default port must be str")
+        for name, value in ("a target", text), ("a default port", default_port):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be str, not {type(value).__name__}")
         scheme, colon, rest = text.partition(":")
         try:
             if not colon or scheme not in _SCHEMES:

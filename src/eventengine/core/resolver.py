@@ -212,8 +212,9 @@ class HostedResolver(DNSResolver):
         return f"<DNS resolver {self.kind!r}{', closed' if self._closed else ''}>"
 
     def lookup_hostname(self, on_resolve: Callback[Addresses], name: str, default_port: str = "") -> None:
-        if not isinstance(name, str) or not isinstance(default_port, str):
-            raise TypeError("a name and a default port must be str")
+        for what, value in ("a name", name), ("a default port", default_port):
+            if not isinstance(value, str):
+                raise TypeError(f"{what} must be str, not {type(value).__name__}")
         query = self._begin(on_resolve)
         self._post(query, partial(self._find_addresses, query, on_resolve, name, default_port))
 

@@ -131,7 +131,10 @@ def _split(address: str) -> tuple[str, int]:
     if not (colon and bare and port.isascii() and port.isdigit() and int(port) < 65536) or (":" in host) != (
         host != bare
     ):
-        raise ValueError(f'{address!r} is not an address; "host:port", "[::1]:port" or "unix:/path" is allowed')
+        raise ValueError(
+            f'{address!r} is not an address; "host:port", "[::1]:port" or "unix:/path" is allowed, '
+            "with a port from 0 to 65535"
+        )
     return bare, int(port)
 
 
@@ -153,7 +156,8 @@ class QuotaServerStringParser:
         port = options["port"]
         if not (port.isascii() and port.isdigit()):
             raise ValueError(
-                f"port is {port!r}: a number is needed; at a unix socket a QuotaServerEndpoint listens, but no string"
+                f"port is {port!r}: a number is needed, as in quota:8080; a colon of an IPv6 address is written \\:, "
+                "and at a unix socket a QuotaServerEndpoint listens, but no string"
             )
         interface = options.get("interface") or "0.0.0.0"
         host = f"[{interface}]" if ":" in interface else interface
@@ -228,5 +232,5 @@ def _memory(text: str) -> int:
 
 def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{name} is {text!r}; a number is needed")
+        raise ValueError(f"{name} is {text!r}; a whole number without a sign is needed")
     return int(text)
