@@ -23,6 +23,7 @@ from eventengine import (
     Status,
     StatusCode,
     StatusError,
+    create_event_engine,
 )
 from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
@@ -37,6 +38,8 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 
 from borrowed_stages import STAGES, TwistedStage
+from eventengine.bridges import asyncio as asyncio_bridge
+from eventengine.bridges.twisted import EndpointFactory, EndpointProcessProtocol, EndpointProtocol
 
 
 @pytest.fixture
@@ -54,8 +57,6 @@ class Process:
     """A process that the reactor has spawned, as an endpoint; its end is waited for."""
 
     def __init__(self, stage: TwistedStage, app: Application, *command: str) -> None:
-        from eventengine.bridges.twisted import EndpointProcessProtocol
-
         ended = self.ended = threading.Event()
         started = Callback[Endpoint](app.ledger)
 
@@ -358,6 +359,31 @@ engine.close()
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\nOUT_OF_RANGE\n", "", 0)
+
+
+def test_what_makes_endpoints_says_at_once_what_it_cannot_make_them_with() -> None:
+    allocator = ResourceQuota().create_memory_allocator("never")
+    with create_event_engine() as engine:
+        for made in (EndpointProtocol, EndpointProcessProtocol, asyncio_bridge.EndpointProtocol):
+            given: Any = made
+            for wrong, why in (
+                ((None, allocator, print), "engine must be a HostedEventEngine, not NoneType"),
+                (
+                    (engine, ResourceQuota(), print),
+                    "memory_allocator must be a MemoryAllocator, not ResourceQuota",
+                ),
+                ((engine, allocator, 5), "on_(connect|start) must be callable, not int"),
+            ):
+                with pytest.raises(TypeError, match=why):
+                    given(*wrong)
+        factory: Any = EndpointFactory
+        for wrong, why in (
+            ((None, print, ResourceQuota()), "engine must be a TwistedEventEngine, not NoneType"),
+            ((engine, 5, ResourceQuota()), "on_accept must be callable, not int"),
+            ((engine, print, "64MiB"), "as a ResourceQuota has, and str has not"),
+        ):
+            with pytest.raises(TypeError, match=why):
+                factory(*wrong)
 
 
 @pytest.mark.parametrize(

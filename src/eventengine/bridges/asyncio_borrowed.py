@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from eventengine.address import ResolvedAddress, Sockaddr
 from eventengine.core.borrowed import PushTransport, borrow, check_is_here
-from eventengine.core.hosted import HostedEventEngine, check_allocator
+from eventengine.core.hosted import HostedEventEngine, check_allocator, check_protocol
 from eventengine.engine import Endpoint
 from eventengine.memory import MemoryAllocator
 from eventengine.status import Status, StatusCode, StatusError
@@ -193,6 +193,7 @@ class EndpointProtocol(asyncio.Protocol):
         memory_allocator: MemoryAllocator,
         on_connect: Callable[[Endpoint], object],
     ) -> None:
+        check_protocol(engine, memory_allocator, "on_connect", on_connect)
         # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator

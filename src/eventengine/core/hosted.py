@@ -46,7 +46,7 @@ from eventengine.engine import (
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.status import ClosedResourceError, ForkedProcessError, Status, StatusCode, StatusError
 
-__all__ = ["HostedEventEngine", "check_allocator"]
+__all__ = ["HostedEventEngine", "check_allocator", "check_factory", "check_protocol"]
 
 _PLAIN = frozenset({FunctionType, MethodType, BuiltinFunctionType, partial})
 """What may be a letter by itself: the mailbox compares letters, and these are equal to none but their own like."""
@@ -179,14 +179,9 @@ class HostedEventEngine(EventEngine):
         config: EndpointConfig,
         memory_allocator_factory: MemoryAllocatorFactory,
     ) -> Listener:
-        _check_callable("on_accept", on_accept)
+        check_factory(on_accept, memory_allocator_factory)
         _check_callable("on_shutdown", on_shutdown)
         _check_type("config", config, EndpointConfig)
-        if not callable(getattr(memory_allocator_factory, "create_memory_allocator", None)):
-            raise TypeError(
-                "memory_allocator_factory must have create_memory_allocator, as a ResourceQuota has, and "
-                f"{type(memory_allocator_factory).__name__} has not"
-            )
         self._check_open()
         acceptor = Acceptor(self._loop, on_accept, on_shutdown, config, memory_allocator_factory)
         if not self._loop.is_open:  # closed just now, perhaps by one who did not see the acceptor yet
@@ -325,6 +320,23 @@ def _shut_down(loop: Loop, connector: Connector, names: Names, thread: LoopThrea
 def check_allocator(memory_allocator: object) -> None:
     """Raises TypeError for what is none."""
     _check_type("memory_allocator", memory_allocator, MemoryAllocator)
+
+
+def check_factory(on_accept: object, memory_allocator_factory: object) -> None:
+    """Raises TypeError for what nothing can be accepted with."""
+    _check_callable("on_accept", on_accept)
+    if not callable(getattr(memory_allocator_factory, "create_memory_allocator", None)):
+        raise TypeError(
+            "memory_allocator_factory must have create_memory_allocator, as a ResourceQuota has, and "
+            f"{type(memory_allocator_factory).__name__} has not"
+        )
+
+
+def check_protocol(engine: object, memory_allocator: object, name: str, callback: object) -> None:
+    """Raises TypeError for what a protocol cannot make an endpoint with."""
+    _check_type("engine", engine, HostedEventEngine)
+    check_allocator(memory_allocator)
+    _check_callable(name, callback)
 
 
 def _check_callable(name: str, value: object) -> None:

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from eventengine.bridges.twisted.borrowed import NO_NAME, Transport
 from eventengine.core.borrowed import PushTransport, borrow
+from eventengine.core.hosted import check_protocol
 from eventengine.engine import Endpoint
 from eventengine.memory import MemoryAllocator
 
@@ -92,6 +93,7 @@ class EndpointProcessProtocol(ProcessProtocol):
     def __init__(
         self, engine: TwistedEventEngine, memory_allocator: MemoryAllocator, on_start: Callable[[Endpoint], object]
     ) -> None:
+        check_protocol(engine, memory_allocator, "on_start", on_start)
         # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator

@@ -12,6 +12,7 @@ from zope.interface import classImplements  # pyright: ignore[reportMissingTypeS
 
 from eventengine.bridges.twisted.borrowed import DONE, Receiver, Transport, borrow_transport, number_of
 from eventengine.bridges.twisted.channels import as_pausable
+from eventengine.core.hosted import HostedEventEngine, check_factory, check_protocol
 from eventengine.engine import Endpoint, StatusOr
 from eventengine.memory import MemoryAllocator, MemoryAllocatorFactory
 from eventengine.status import Status, StatusCode
@@ -51,6 +52,7 @@ class EndpointProtocol(Receiver):
         memory_allocator: MemoryAllocator,
         on_connect: Callable[[StatusOr[Endpoint]], object],
     ) -> None:
+        check_protocol(engine, memory_allocator, "on_connect", on_connect)
         # The engine's is no framework's.
         self._loop = engine._loop
         self._allocator = memory_allocator
@@ -109,6 +111,9 @@ class EndpointFactory(Factory):
     def __init__(
         self, engine: TwistedEventEngine, on_accept: OnAccept, memory_allocator_factory: MemoryAllocatorFactory
     ) -> None:
+        if not isinstance(engine, HostedEventEngine):
+            raise TypeError(f"engine must be a TwistedEventEngine, not {type(engine).__name__}")
+        check_factory(on_accept, memory_allocator_factory)
         self._engine = engine
         self._on_accept = on_accept
         self._factory = memory_allocator_factory
