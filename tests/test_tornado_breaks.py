@@ -411,7 +411,7 @@ def test_a_websocket_that_was_closed_before_it_answers_is_charged_nothing_for_co
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")
         async with pair(quota) as (stream, _):
-            stream.message = Message()
+            stream.message = Message("a peer")
             stream.close()
             with pytest.raises(StreamClosedError):
                 stream.write(b"Sec-WebSocket-Extensions: permessage-deflate")

@@ -165,42 +165,6 @@ def test_a_body_holds_its_room_no_longer_when_its_handler_has_taken_the_connecti
         gc.enable()
 
 
-def test_a_body_that_comes_in_tiny_pieces_is_handed_on_in_few() -> None:
-    """Of each, Tornado before 6.6 keeps an object."""
-    pieces: list[bytes] = []
-    is_done = False
-
-    class Keeps(HTTPServerConnectionDelegate, HTTPMessageDelegate):
-        def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-            return self
-
-        def data_received(self, chunk: bytes) -> None:
-            pieces.append(chunk)
-
-        def finish(self) -> None:
-            nonlocal is_done
-            is_done = True
-
-    async def case() -> None:
-        body = bytes(range(250)) * 20
-        server = QuotaHTTPServer(Keeps(), quota="1MiB")
-        [sock] = bind_sockets(0, "127.0.0.1")
-        server.add_sockets([sock])
-        _, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
-        writer.write(put(body)[: -len(body)])
-        for start in range(0, len(body), 10):
-            writer.write(body[start : start + 10])
-            await turns()
-        await until(lambda: is_done)
-        assert b"".join(pieces) == body
-        assert len(pieces) <= 3
-        writer.close()
-        server.stop()
-        await server.close_all_connections()
-
-    run(case)
-
-
 def test_a_body_that_gets_its_room_as_its_connection_is_closed_gives_it_back() -> None:
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")

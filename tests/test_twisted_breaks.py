@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, cast
 
 import pytest
@@ -23,6 +24,7 @@ from eventengine.bridges.twisted.ports import QuotaPort
 from eventengine.bridges.twisted.processes import EndpointProcessProtocol
 from eventengine.bridges.twisted.transports import QuotaServer
 from eventengine.idle import Connections
+from hand_turned import hand_turned
 
 
 class Delayed:
@@ -224,17 +226,16 @@ def test_what_a_transport_says_before_it_is_an_endpoint_is_nobody_s() -> None:
 
 def test_what_a_process_says_before_it_begins_or_after_its_end_is_nobody_s() -> None:
     started: list[object] = []
-
-    class Engine:
-        _loop = None
-
-    allocator = ResourceQuota().create_memory_allocator("process")
-    protocol = EndpointProcessProtocol(cast("Any", Engine), allocator, started.append)
-    protocol.outReceived(b"abc")
-    protocol.inConnectionLost()
-    protocol.outConnectionLost()
-    protocol.processEnded(cast("Any", None))
-    assert started == []
+    with (
+        hand_turned() as (engine, _),
+        closing(ResourceQuota().create_memory_allocator("process")) as allocator,
+    ):
+        protocol = EndpointProcessProtocol(cast("Any", engine), allocator, started.append)
+        protocol.outReceived(b"abc")
+        protocol.inConnectionLost()
+        protocol.outConnectionLost()
+        protocol.processEnded(cast("Any", None))
+        assert started == []
 
 
 def test_an_event_that_comes_when_its_descriptor_is_watched_no_more_is_nobody_s() -> None:

@@ -56,9 +56,6 @@ _FRAMING: Final = frozenset(("Content-Length", "Transfer-Encoding", "Sec-Websock
 _PIECE: Final = 64
 """What a piece costs besides its bytes where they are kept in a list, as by Tornado before 6.6."""
 
-_SMALL: Final = 4096
-"""Bytes of pieces that are joined, for one of two bytes takes 48 in a list."""
-
 _GROWTH: Final = 8
 """A bytearray that grows, in which later ones keep a body, has room for an eighth more."""
 
@@ -193,7 +190,6 @@ class _Admitted(HTTPMessageDelegate):
     _left = 0  # of what room was asked for
     _waiter: asyncio.Future[None] | None = None
     _is_refused = _is_cut_short = False
-    _small: bytearray | None = None  # what has come in small pieces, and was not passed on yet
     _start_line: RequestStartLine | ResponseStartLine | None = None
 
     def __init__(
@@ -286,23 +282,9 @@ class _Admitted(HTTPMessageDelegate):
                 return self._receive_later(room, chunk)
             cast("Counted", self._connection.stream).begin_body(self._server.body_chunk_size)
         self._left -= len(chunk)
-        if self._small or (self._left and len(chunk) < _SMALL):
-            return self._collect(chunk)
         return self._delegate.data_received(chunk)
 
-    def _collect(self, chunk: bytes) -> Awaitable[None] | None:
-        """A small piece goes on together with those after it."""
-        small = self._small = self._small or bytearray()
-        small += chunk
-        return self._pass_collected() if len(small) >= _SMALL or not self._left else None
-
-    def _pass_collected(self) -> Awaitable[None] | None:
-        small, self._small = self._small, None
-        return None if small is None else self._delegate.data_received(bytes(small))
-
     def finish(self) -> None:
-        if self._small and not self._is_cut_short:  # what is unpacked may be shorter than it was packed
-            self._pass_collected()
         if self._upload is not None:
             if self._streams or self._is_cut_short:
                 self._upload.end()
@@ -359,7 +341,7 @@ class _Admitted(HTTPMessageDelegate):
             self._is_cut_short = True
             return
         self._left -= len(chunk)
-        passed_on = self._collect(chunk) if self._small else self._delegate.data_received(chunk)
+        passed_on = self._delegate.data_received(chunk)
         if passed_on is not None:
             await passed_on
 
