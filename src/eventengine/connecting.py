@@ -94,8 +94,9 @@ def connect_target(
         )
     if isinstance(target, str):
         target = Target.parse(target)
+    if not callable(getattr(engine, "connect", None)):  # one that stands before another need not be derived
+        raise TypeError(f"engine must be an EventEngine, not {type(engine).__name__}")
     for name, value, wanted, allowed in (
-        ("engine", engine, EventEngine, "an EventEngine"),
         ("target", target, Target, "a str or a Target"),
         ("config", config, EndpointConfig, "an EndpointConfig"),
         (
