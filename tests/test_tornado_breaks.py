@@ -34,7 +34,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer, httpserver, streams
+from eventengine.bridges.tornado import QuotaHTTPServer, heads, refusing, streams
 from eventengine.bridges.tornado.accepting import Gate, Place
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded, bounded, taken_over
@@ -213,7 +213,7 @@ def test_a_chunked_body_has_no_limit_where_the_quota_has_none() -> None:
 def test_a_body_whose_length_tornado_alone_understands_asks_for_room_as_it_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(httpserver, "_length_of", lambda _: 0)  # as older ones do `+300000`
+    monkeypatch.setattr(heads, "_length_of", lambda _: 0)  # as older ones do `+300000`
     charged: list[int] = []
 
     class Charged(Delegate):
@@ -395,7 +395,7 @@ def test_a_refusal_of_who_has_just_left_closes_the_connection_at_once(
 
 
 def test_who_does_not_take_a_refusal_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpserver, "_LINGER", 0.01)
+    monkeypatch.setattr(refusing, "_LINGER", 0.01)
 
     async def case() -> None:
         quota = ResourceQuota(memory="1MiB")

@@ -114,7 +114,7 @@ def test_idle_connections_are_charged_and_closed_when_the_quota_is_short_and_bus
             await reader.readuntil(b"\r\n\r\n")
         await until(lambda: quota.memory.used == 20 * 8192)
         for number, stream in enumerate(bound.Bound.of(quota, asyncio.get_running_loop()).idle.values()):
-            stream.ripe_at = number  # they have been idle for long
+            stream.idle_since = number  # they have been idle for long
         if waits:
             quota.memory.add_waiter(lambda: None)
         else:

@@ -20,12 +20,13 @@ import pytest
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer, httpserver
+from eventengine.bridges.tornado import QuotaHTTPServer, refusing
 from tornado_certificate import contexts
 from tornado_serving import KIB, MIB, digest, free_connections, impatient, run, serving_site, until
 
@@ -429,9 +430,36 @@ def test_a_handler_that_is_garbage_holds_no_room() -> None:
     run(case)
 
 
+class Noting(Application):
+    """One that keeps something for each connection."""
+
+    def __init__(self) -> None:
+        super().__init__([("/", Digest, {"gate": None})])
+        self.there: set[object] = set()
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        self.there.add(server_conn)
+        return super().start_request(server_conn, request_conn)
+
+
+def test_an_application_that_notes_when_requests_begin_is_told_before_they_have_come() -> None:
+    async def case() -> None:
+        application = Noting()
+        server = QuotaHTTPServer(application, quota="1MiB")
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        async with Client.to(sock.getsockname()[1]) as client:
+            await until(lambda: len(application.there) == 1)
+            assert await client.put(b"abc") == (200, digest(b"abc"))
+        server.stop()
+        await server.close_all_connections()
+
+    run(case)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_who_is_refused_and_does_not_take_the_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpserver, "_LINGER", 0.05)
+    monkeypatch.setattr(refusing, "_LINGER", 0.05)
 
     async def case() -> None:
         quota = ResourceQuota(memory="12MiB")

@@ -38,6 +38,9 @@ a body, a tenth of its time), until a block as large as this was freed once: as 
 
 IDLE: Final = 1.0
 NEW: Final = 5.0
+_TICK: Final = 0.125
+"""Seconds for which the time that is kept is one object: each stream would have one of 24 bytes else."""
+
 _BATCH: Final = 16
 """As many are closed in one turn."""
 
@@ -55,6 +58,8 @@ class Bound:
         self.quota = quota
         self.loop = loop
         self.memory = quota.memory
+        self.sent_at_once = 0  # within a write of one of its streams
+        self._until = 0.0  # the end of the tick
         self.idle: dict[object, Counted] = {}
         """Streams that wait for a request, by their connection, longest first."""
         self.connections = Connections(quota, loop, self._close_idle)
@@ -90,7 +95,10 @@ class Bound:
             return found
 
     def waits_for_request(self, connection: object, stream: Counted) -> None:
-        stream.ripe_at = monotonic() + (IDLE if stream.is_used else NEW)
+        now = monotonic()
+        if now > self._until:
+            self._until = now + _TICK
+        stream.idle_since = self._until
         self.idle[connection] = stream
 
     def has_request(self, connection: object) -> None:
@@ -110,8 +118,12 @@ class Bound:
         return True
 
     def _close_idle(self) -> bool:
-        now = monotonic()
-        ripe = [connection for connection, stream in self.idle.items() if stream.ripe_at <= now][:_BATCH]
+        used, new = monotonic() - IDLE, monotonic() - NEW
+        ripe = [
+            connection
+            for connection, stream in self.idle.items()
+            if stream.idle_since <= (used if stream.is_used else new)
+        ][:_BATCH]
         for connection in ripe:
             self._closed.add()
             self.idle.pop(connection).close(exc_info=StreamBufferFullError(_MADE_ROOM))

@@ -41,6 +41,11 @@ _AT_ONCE: Final = 1 << 16
 
 _CONTINUE: Final = b"HTTP/1.1 100"
 
+_OFF: Final = 0
+_ON: Final = 1
+_OVER: Final = 2
+"""TCP_NODELAY of a socket, which at the end has it and is not to, from the second write of an answer on."""
+
 
 class _Unsent(Pieces):
     """A stream's. It does not keep the stream: who drops one relies on its socket being closed by that."""
@@ -75,28 +80,27 @@ class Counted(IOStream):
         body_left: Bytes that may still come of a body whose length is known; while there is little room, no more is
             read at a time, or READ_AHEAD.
         is_answered: Whether something was written since its last request began, but that it may go on.
-        ripe_at: When it may be closed as idle, if it still waits for a request then.
+        idle_since: When it has begun to wait for a request, or somewhat later, if it still does.
         bound: What it is charged to.
     """
 
     __slots__ = (
         "_head",
         "_head_size",
-        "_sent_at_once",
         "_unsent",
         "body_left",
         "bound",
         "cost",
+        "idle_since",
         "is_answered",
         "is_in_body",
         "is_used",
         "on_closed",
         "place",
-        "ripe_at",
     )  # beside Tornado's dictionary, which is full
 
     bound: Bound
-    ripe_at: float
+    idle_since: float
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.on_closed: Callable[[], object] | None = None
@@ -107,7 +111,6 @@ class Counted(IOStream):
         self._head_size = 0  # bytes of a request's head that have come
         self._head = 0  # and what is charged for it
         self._unsent: _Unsent | None = None  # there is one while there is something
-        self._sent_at_once = 0  # within a write
         super().__init__(*arguments, **options)
 
     def charge(self, bound: Bound) -> None:
@@ -207,13 +210,14 @@ class Counted(IOStream):
         self.is_answered = self.is_answered or data[: len(_CONTINUE)] != _CONTINUE
         unsent = self._unsent
         if unsent is None:  # as a rule all is sent at once, and there is nothing to count
-            self._sent_at_once = 0
+            bound = self.bound
+            bound.sent_at_once = 0
             future = super().write(data)
-            if self._sent_at_once < size and not self.closed():
+            if bound.sent_at_once < size and not self.closed():
                 unsent = self._unsent = _Unsent(self)
                 unsent.add(size)
-                if self._sent_at_once:
-                    unsent.sent(self._sent_at_once)
+                if bound.sent_at_once:
+                    unsent.sent(bound.sent_at_once)
                 unsent.settle()
             return future
         unsent.add(size)
@@ -230,7 +234,7 @@ class Counted(IOStream):
         if n:
             unsent = self._unsent
             if unsent is None:
-                self._sent_at_once += n
+                self.bound.sent_at_once += n
             else:
                 unsent.sent(n)
                 if unsent.is_empty:
@@ -303,12 +307,11 @@ class _CountedIOStream(Counted):
     """One without TLS. It spares each request a read that finds nothing, what Tornado keeps for a write that waits, and
     the two system calls by which it has each answer sent to its end: together a twelfth of a small one."""
 
-    __slots__ = ("_has_nodelay", "_is_drained", "_is_nodelay_over")
+    __slots__ = ("_is_drained", "_nodelay")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._is_drained = False
-        self._has_nodelay = False  # the socket
-        self._is_nodelay_over = False  # and is not to, from the second write of an answer on
+        self._nodelay = _OFF
         super().__init__(*arguments, **options)
 
     def begin_body(self, chunk_size: int) -> None:
@@ -326,14 +329,14 @@ class _CountedIOStream(Counted):
     def set_nodelay(self, value: bool) -> None:
         """Tornado sets it at the end of each answer, and takes it back. An answer in one piece is sent at once either
         way, so that it stays, until there is a second piece."""
-        self._is_nodelay_over = not value and self._has_nodelay
-        if value and not self._has_nodelay:
-            self._has_nodelay = True
+        if value and self._nodelay == _OFF:
             super().set_nodelay(True)
+        if value or self._nodelay != _OFF:
+            self._nodelay = _ON if value else _OVER
 
     def write(self, data: bytes | memoryview) -> Future[None]:
-        if self._is_nodelay_over and self.is_answered:
-            self._is_nodelay_over = self._has_nodelay = False
+        if self._nodelay == _OVER and self.is_answered:
+            self._nodelay = _OFF
             super().set_nodelay(False)
         if not isinstance(data, bytes) or not 0 < len(data) <= _AT_ONCE or self.writing() or self.closed():
             return super().write(data)

@@ -20,6 +20,7 @@ import heapq
 import math
 import threading
 from collections.abc import Callable
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 from weakref import WeakValueDictionary
@@ -53,6 +54,10 @@ _NOT_YET: Final = b"(no clientproto yet)"
 _SENT_TOGETHER: Final = 32
 """As many connections at most have something written that is not sent nor charged; of small quotas fewer, for each may
 have 64 KiB: together that is a sixteenth."""
+
+_LINGER: Final = 1.0
+_TICK: Final = 0.125
+"""Seconds for which the time that is kept is one object: each connection would have one of 24 bytes else."""
 
 _BATCH: Final = 16
 """As many are closed in one turn."""
@@ -89,6 +94,12 @@ class Waiting(Protocol):
     def stop_waiting(self) -> None: ...
 
 
+class Aborted(Protocol):
+    """A transport that is ending."""
+
+    def abortConnection(self) -> None: ...
+
+
 class Bound:
     """One quota on one reactor: what all transports under it share. The reactor's thread's."""
 
@@ -105,6 +116,8 @@ class Bound:
         self._most_written = 1  # until the first is sent, which looks at the quota's size
         self._waiting: dict[Waiting, None] = {}
         self._trigger: object = None
+        self._ends: dict[Aborted, Any] = {}  # delayed calls
+        self._until = 0.0  # the end of the tick
         self.cut = Tally(
             lambda n: _log.warn(
                 "{quota!r} is full: {number} cut that did not read",
@@ -131,6 +144,13 @@ class Bound:
             if found is None:
                 found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
             return found
+
+    def now(self) -> float:
+        """The time as connections keep it, up to _TICK late."""
+        now = monotonic()
+        if now > self._until:
+            self._until = now + _TICK
+        return self._until
 
     def tell(self) -> None:
         """Says in the log, once, what is bounded: something is about to be served."""
@@ -177,6 +197,16 @@ class Bound:
         if self._waiting.pop(each, self) is None and not self._waiting and not self.is_ending:
             self.reactor.removeSystemEventTrigger(self._trigger)
 
+    def abort_later(self, transport: Aborted) -> None:
+        """A peer of TLS may never say that it has heard of the end, and one may never take what was written."""
+        if transport not in self._ends:
+            self._ends[transport] = self.call_later(_LINGER, transport.abortConnection)
+
+    def has_ended(self, transport: Aborted) -> None:
+        end = self._ends.pop(transport, None)
+        if end is not None and end.active():
+            end.cancel()
+
     def _stop_waiting(self) -> None:
         self.is_ending = True
         for each in list(self._waiting):
@@ -190,15 +220,16 @@ class Bound:
 
     def _close_idle(self) -> bool:
         now = monotonic()
-        idle: list[tuple[float, int, Closable]] = []
+        idle: list[tuple[float, Closable]] = []
         for each in self.reactor.getReaders():
             if getattr(each, "bound", None) is self and hasattr(each, "silent_since"):
                 since = each.silent_since()
                 if since is None or each.new_since > now - NEW:
                     continue
                 if since <= now - _patience(each.protocol):
-                    idle.append((since, id(each), each))
-        closing = [each for _, _, each in heapq.nsmallest(_BATCH, idle)] or self._find_stuck(now)
+                    idle.append((since, each))
+        longest = heapq.nsmallest(_BATCH, idle, key=itemgetter(0))
+        closing = [each for _, each in longest] or self._find_stuck(now)
         for each in closing:
             self._idle.add()
             each.close_as_idle()
@@ -209,13 +240,13 @@ class Bound:
         one that has waited longest, if it has for SILENT seconds and nothing else is about to make room."""
         if self.admission.moving:
             return []
-        stuck: list[tuple[float, int, Closable]] = []
+        stuck: list[tuple[float, Closable]] = []
         for each in self._waiting:
             if isinstance(each, Closable):
                 since = each.stuck_since()
                 if since is not None and since <= now - SILENT:
-                    stuck.append((since, id(each), each))
-        return [each for _, _, each in heapq.nsmallest(1, stuck)]
+                    stuck.append((since, each))
+        return [min(stuck, key=itemgetter(0))[1]] if stuck else []  # of two, who has begun to wait first
 
 
 def _patience(protocol: object) -> float:

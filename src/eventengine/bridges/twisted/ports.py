@@ -11,7 +11,6 @@ there is surely room for, since what is left for reading would go to connections
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
@@ -86,11 +85,15 @@ class _Bounded(_Port):
             memory.wake_next_waiter()
         return False
 
-    def take_place(self) -> Callable[[], object] | None:
-        """By a connection that is accepted: what it is to call when it is closed."""
+    def has_accepted(self) -> None:
+        """By a connection, for which a place was taken."""
         self._accepted += 1
+
+    def give_place(self) -> None:
+        """By a connection that was closed."""
         connections = self.bound.quota.connections
-        return None if connections.size is None else connections.give
+        if connections.size is not None:
+            connections.give()
 
     def _wait(self) -> None:
         self._waits = True

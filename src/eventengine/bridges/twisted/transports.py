@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from twisted.internet import main, tcp, unix
@@ -52,7 +51,6 @@ else:
 __all__ = ["QuotaClient", "QuotaServer", "QuotaUNIXClient", "QuotaUNIXServer", "is_tls_factory"]
 
 
-_LINGER: Final = 1.0
 _PIECE: Final = 56
 """Bytes that a piece takes besides in the list of those that wait."""
 
@@ -292,22 +290,24 @@ class Accepted(Charged):
     """What a server's connections have besides.
 
     Attributes:
-        read_at: When it last received something.
+        read_at: When it last received something, or somewhat later.
         new_since: When the wait for its first bytes, or for those of its handshake, began; without TLS 0.0 after them.
     """
 
-    __slots__ = ("_cost", "_ending", "_place", "new_since", "read_at")
+    __slots__ = ("_cost", "new_since", "read_at")
+
+    server: Any
 
     def _begin(self, protocol: Any, server: Any, reactor: Any) -> None:
         self._prepare((server or reactor).bound)  # one that was adopted has no port
-        self._place = None if server is None else server.take_place()  # to be given back
-        self._ending: Any = None  # a delayed call
-        self.read_at = self.new_since = monotonic()
+        if server is not None:
+            server.has_accepted()
+        self.read_at = self.new_since = self.bound.now()
         self._cost = TLS_COST if _is_tls(protocol) else COST
         self.bound.connections.opened(self._cost)
 
     def doRead(self) -> Any:
-        self.read_at = now = monotonic()
+        self.read_at = now = self.bound.now()
         if self._cost == COST:
             if self.TLS:  # by startTLS
                 self.bound.connections.grew(TLS_COST - COST)
@@ -318,15 +318,14 @@ class Accepted(Charged):
         return super().doRead()
 
     def connectionLost(self, reason: Failure) -> None:
+        is_first = hasattr(self, "socket")  # it may be called twice, and Twisted looks for the same
         try:
             super().connectionLost(reason)
         finally:
             self._count_out()
-            if self._ending is not None and self._ending.active():
-                self._ending.cancel()
-            if self._place is not None:
-                place, self._place = self._place, None
-                place()
+            self.bound.has_ended(self)
+            if is_first and self.server is not None:
+                self.server.give_place()
 
     def silent_since(self) -> float | None:
         if not self._cost:  # it is being closed: over TLS, that may take its peer's answer
@@ -346,9 +345,8 @@ class Accepted(Charged):
         self.abort_later()
 
     def abort_later(self) -> None:
-        """A peer of TLS may never say that it has heard of the end, and one may never take what was written."""
-        if self._ending is None:
-            self._ending = self.bound.call_later(_LINGER, self.abortConnection)
+        """For who has written its last."""
+        self.bound.abort_later(self)
 
     def _count_out(self) -> None:
         cost, self._cost = self._cost, 0
@@ -373,8 +371,6 @@ class QuotaServer(Accepted, _OverTCP, tcp.Server):
     """A connection that a port has accepted, or that was adopted."""
 
     __slots__ = ("_host",)
-
-    server: Any
 
     @property
     def repstr(self) -> str:
