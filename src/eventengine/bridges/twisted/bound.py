@@ -20,6 +20,7 @@ import heapq
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
@@ -200,11 +201,15 @@ class Bound:
     def abort_later(self, transport: Aborted) -> None:
         """A peer of TLS may never say that it has heard of the end, and one may never take what was written."""
         if transport not in self._ends:
-            self._ends[transport] = self.call_later(_LINGER, transport.abortConnection)
+            self._ends[transport] = self.call_later(_LINGER, partial(self._abort, transport))
+
+    def _abort(self, transport: Aborted) -> None:
+        del self._ends[transport]
+        transport.abortConnection()
 
     def has_ended(self, transport: Aborted) -> None:
         end = self._ends.pop(transport, None)
-        if end is not None and end.active():
+        if end is not None:
             end.cancel()
 
     def _stop_waiting(self) -> None:
