@@ -205,9 +205,14 @@ def test_a_connection_that_has_nothing_unsent_can_be_cut(home: Home) -> None:
 
 def test_a_connection_that_is_to_be_aborted_later_is_so_once(home: Home) -> None:
     transport = home.adopted()
+    aborted: list[object] = []
+    transport.abortConnection = lambda: aborted.append(transport)
     transport.abort_later()
     transport.abort_later()
-    assert home.reactor.delayed.count(transport.abortConnection) == 1
+    [abort] = home.reactor.delayed
+    abort()
+    assert aborted == [transport]
+    assert not home.bound._ends
 
 
 def test_an_adopted_connection_keeps_its_own_address(home: Home) -> None:
