@@ -1,6 +1,6 @@
 """Very many connections, to sites that are stock or within a quota.
 
-    python -m benchmarks.crowds [--quota 64MiB] [--idle 9000] [--coming 50000]
+    python -m benchmarks.crowds [--quota 64MiB] [--idle 10000] [--coming 50000]
 
 Linux only. IDLE connections make one request each and stay; printed is what each costs in resident memory. 20 more have
 a request in progress meanwhile. Then 200 clients ask for 10 MiB each and read nothing: printed is how many of the idle
@@ -101,7 +101,7 @@ async def come_and_go(site: Site, count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quota", default="64MiB")
-    parser.add_argument("--idle", type=int, default=9000)
+    parser.add_argument("--idle", type=int, default=10_000)
     parser.add_argument("--coming", type=int, default=50_000)
     options = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
