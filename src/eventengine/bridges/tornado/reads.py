@@ -15,7 +15,7 @@ Rules:
    comes; should all wait for one another, the one that holds most is closed.
 4. Only what has come waits, and so stands in the line: an event says so, or TLS, which may have more in hand that no
    event tells of. A read that finds nothing waits for nothing but its event.
-5. While it waits, READ is masked by the `_Watch` that stands for the IOLoop, or the loop would spin.
+5. While it waits, READ is masked by the `Watch` that stands for the IOLoop, or the loop would spin.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tornado.netutil import ssl_wrap_socket
 
 from eventengine.bridges.tornado.bound import TLS_COST
 from eventengine.bridges.tornado.streams import Counted, made_anew, opened
+from eventengine.bridges.tornado.watching import Watch
 from eventengine.bridges.tornado.websockets import Message
 from eventengine.memory_quota import format_size
 from eventengine.upload import Upload
@@ -76,63 +77,6 @@ class _Buffer(Upload):
             self._admission.forget(self)
 
 
-class _Watch:
-    """Stands for the IOLoop before one stream."""
-
-    __slots__ = ("_events", "_find_stream", "_handler", "_io_loop", "reads")
-
-    def __init__(self, io_loop: IOLoop, stream: Bounded) -> None:
-        self._io_loop = io_loop
-        self._find_stream = weakref.ref(stream)
-        self._handler: Callable[[Any, int], None] | None = None
-        self._events = 0
-        self.reads = False  # the event that is being handled is one for reading
-
-    def add_handler(self, fd: Any, handler: Callable[[Any, int], None], events: int) -> None:
-        self._handler = handler
-        self._events = events
-        self._io_loop.add_handler(fd, self._on_events, self._masked())
-
-    def update_handler(self, fd: Any, events: int) -> None:
-        self._events = events
-        self._io_loop.update_handler(fd, self._masked())
-
-    def remove_handler(self, fd: Any) -> None:
-        self._handler = None
-        self._io_loop.remove_handler(fd)
-
-    def mask(self) -> None:
-        """The stream waits for room."""
-        stream = self._find_stream()
-        if self._handler is not None and stream is not None:
-            self._io_loop.update_handler(stream.fileno(), self._masked())
-
-    def go_on(self) -> None:
-        """It waits no more, and has an event that was held back."""
-        stream = self._find_stream()
-        if self._handler is not None and stream is not None:
-            self.mask()
-            self._on_events(stream.fileno(), self._events & IOLoop.READ)
-
-    def _masked(self) -> int:
-        stream = self._find_stream()
-        return self._events & ~IOLoop.READ if stream is not None and stream.waits else self._events
-
-    def _on_events(self, fd: Any, events: int) -> None:
-        handler, stream = self._handler, self._find_stream()
-        if handler is None or stream is None:
-            return
-        self.reads = bool(events & IOLoop.READ)
-        try:
-            handler(fd, events)
-        finally:
-            self.reads = False
-            stream.settle()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._io_loop, name)
-
-
 class Bounded(Counted):
     """What both kinds have besides Tornado's.
 
@@ -154,7 +98,7 @@ class Bounded(Counted):
         "message",
     )  # beside Tornado's dictionary, which is full
 
-    _watch: _Watch
+    _watch: Watch
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.ahead = b""
@@ -176,7 +120,7 @@ class Bounded(Counted):
 
     @io_loop.setter
     def io_loop(self, io_loop: IOLoop) -> None:
-        self._watch = _Watch(io_loop, self)
+        self._watch = Watch(io_loop, self)
 
     @property
     def waits(self) -> bool:
