@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,6 +34,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from bridge_cases import run_python
 from eventengine import ResourceQuota, admission
 from eventengine.bridges.twisted import QuotaServerEndpoint, bound
+from eventengine.bridges.twisted.heads import Heads
 from eventengine.bridges.twisted.reactor import QuotaReactor
 from eventengine.bridges.twisted.site import QuotaSite
 from loops import TIMEOUT, ReactorLoop, closing, nothing_left
@@ -440,6 +441,34 @@ def test_what_has_come_of_requests_in_part_is_charged_and_who_has_sent_most_of_i
         assert served.connect().put(b"x") == (200, digest(b"x"))
     assert served.memory.peak < 128 * KIB
     served.call(served.root.let_go)
+
+
+class Held:
+    """A channel, as `Heads` sees one."""
+
+    def __init__(self, heads: Heads) -> None:
+        self.heads = heads
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.heads.hold(cast("Any", self), 0)
+
+
+@pytest.mark.parametrize("sizes", [(10, 60, 50), (10, 10, 100)])
+def test_without_room_for_a_head_who_holds_most_is_aborted_be_it_the_one_that_asks(sizes: tuple[int, ...]) -> None:
+    quota = ResourceQuota(memory="128KiB")
+    cuts: list[None] = []
+    heads = Heads(quota.memory, lambda: cuts.append(None))
+    channels = [Held(heads) for _ in sizes]
+    for channel, size in zip(channels, sizes, strict=True):
+        heads.hold(cast("Any", channel), size << 10)
+        if channel.is_aborted:
+            break
+    worst = sizes.index(max(sizes))
+    assert [channel.is_aborted for channel in channels] == [number == worst for number in range(3)]
+    assert len(cuts) == 1
+    assert quota.memory.used == (sum(sizes) - max(sizes)) << 10
 
 
 def test_what_was_sent_ahead_is_charged_no_more_when_its_turn_has_come(serve: Serve) -> None:
