@@ -218,12 +218,38 @@ def test_with_every_fault_that_there_is_each_stream_is_a_prefix_of_what_was_sent
         ({"latency": (1.0, 0.5)}, "the smaller one first"),
         ({"piece": (0, 5)}, "1 or more"),
         ({"reset": 1.5}, "reset is 1.5; a chance is a number from 0 to 1"),
+        ({"reset": 2}, "reset is 2; a chance is a number from 0 to 1"),
+        ({"cut": "often"}, "cut is 'often'; a chance is a number from 0 to 1"),
         ({"buffer": 0}, "buffer is 0"),
     ],
 )
 def test_conditions_that_are_none_are_told(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Conditions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"seed": ROUGH}, "seed must be an int, not Conditions; write conditions="),
+        ({"seed": "7"}, "seed must be an int, not str$"),
+        ({"conditions": 0.5}, "conditions must be Conditions, not float"),
+        ({"simulation": 7}, "simulation must be a Simulation, not int; that of another engine is its attribute"),
+    ],
+)
+def test_an_engine_that_would_be_calm_by_mistake_is_told(wrong: dict[str, object], text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        SimulatedEventEngine(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_fault_that_would_happen_to_nobody_is_told() -> None:
+    with SimulatedEventEngine() as engine:
+        network = engine.network
+        for call in (network.refuse, network.hang, network.admit, network.add_dns_server):
+            with pytest.raises(TypeError, match="address must be a ResolvedAddress, not str"):
+                call("10.0.0.2:80")  # type: ignore[operator]
+        with pytest.raises(TypeError, match="seconds must be a number of seconds, not str"):
+            network.fill_quotas("5")  # type: ignore[arg-type]
 
 
 # What it is not.

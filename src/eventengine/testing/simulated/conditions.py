@@ -58,8 +58,8 @@ class Conditions:
             raise ValueError(f"buffer is {self.buffer}; it must be a number of bytes, 1 or more")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{field.name} is {value}; a chance is a number from 0 to 1")
+            if isinstance(field.default, float) and not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise ValueError(f"{field.name} is {value!r}; a chance is a number from 0 to 1")
 
 
 CALM = Conditions()

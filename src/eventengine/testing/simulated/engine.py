@@ -104,6 +104,11 @@ class SimulatedEventEngine(HostedEventEngine):
         replay: Trace | str | None = None,
         simulation: Simulation | None = None,
     ) -> None:
+        if not isinstance(simulation, Simulation | None):
+            raise TypeError(
+                f"simulation must be a Simulation, not {type(simulation).__name__}; "
+                "that of another engine is its attribute `simulation`"
+            )
         self.simulation = simulation or Simulation(seed, conditions, replay=replay)
         super().__init__(
             _SimulatedHost(self.simulation),

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from eventengine.address import ResolvedAddress
+from eventengine.core.timers import check_seconds
 from eventengine.memory_quota import MemoryQuota
 from eventengine.testing.simulated.names import Names, NoServer
 from eventengine.testing.simulated.pipe import Connection
@@ -70,15 +71,15 @@ class SimulatedNetwork:
 
     def refuse(self, address: ResolvedAddress) -> None:
         """Connects to this address are refused, whoever listens."""
-        self._doomed[address] = "refuse"
+        self._doomed[_checked(address)] = "refuse"
 
     def hang(self, address: ResolvedAddress) -> None:
         """Connects to this address are never answered."""
-        self._doomed[address] = "hang"
+        self._doomed[_checked(address)] = "hang"
 
     def admit(self, address: ResolvedAddress) -> None:
         """Takes `refuse` and `hang` back, for connects that come then."""
-        self._doomed.pop(address, None)
+        self._doomed.pop(_checked(address), None)
 
     @contextmanager
     def no_descriptors_left(self) -> Generator[None]:
@@ -91,7 +92,7 @@ class SimulatedNetwork:
 
     def add_dns_server(self, address: ResolvedAddress) -> Names:
         """One more server, which `get_dns_resolver(dns_server=...)` may choose, and what it knows: nothing yet."""
-        return self._servers.setdefault(address, Names())
+        return self._servers.setdefault(_checked(address), Names())
 
     def fill_quotas(self, seconds: float | None = None) -> None:
         """The quotas of the engines' connections that have a limit are full for so many seconds, whatever is closed
@@ -99,6 +100,7 @@ class SimulatedNetwork:
         simulation = self.simulation
         if seconds is None:
             seconds = 1.0 + simulation.draws.seconds("quotas", "filled_for", *simulation.conditions.latency)
+        check_seconds("seconds", seconds)
         for memory in list(self.quotas):
             room = 0 if memory.size is None else memory.size - memory.used
             if room > 0:
@@ -294,3 +296,12 @@ def _takes_both(sock: SimulatedSocket) -> bool:
         and sock.local.host == "::"
         and not sock.has_option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     )
+
+
+def _checked(address: ResolvedAddress) -> ResolvedAddress:
+    """Raises TypeError for what is none: nobody connects to that, so nothing would ever happen to it."""
+    if not isinstance(address, ResolvedAddress):
+        raise TypeError(
+            f"address must be a ResolvedAddress, not {type(address).__name__}; see ResolvedAddress.parse"
+        )
+    return address

@@ -56,9 +56,16 @@ class Simulation:
         seed: What is left to chance is drawn from it: the same seed, the same course.
         conditions: How the network behaves.
         replay: A trace, or its text: what was drawn then is drawn now, and `seed` and `conditions` do not matter.
+
+    Raises TypeError for a seed that is no int, and conditions that are none: the network would be calm.
     """
 
     def __init__(self, seed: int = 0, conditions: Conditions = CALM, *, replay: Trace | str | None = None) -> None:
+        if not isinstance(seed, int):
+            hint = "; write conditions=" if isinstance(seed, Conditions) else ""
+            raise TypeError(f"seed must be an int, not {type(seed).__name__}{hint}")
+        if not isinstance(conditions, Conditions):
+            raise TypeError(f"conditions must be Conditions, not {type(conditions).__name__}")
         self.seed = seed
         self.conditions = conditions
         self.now = 0.0
