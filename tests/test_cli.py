@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -55,6 +56,12 @@ def engine(request: pytest.FixtureRequest) -> str:
     except ImportError as error:
         pytest.skip(str(error))
     return name
+
+
+def test_the_version_is_that_which_is_installed() -> None:
+    outcome = run("--version")
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert outcome.stdout == f"eventengine {importlib.metadata.version('eventengine')}\n"
 
 
 @pytest.mark.parametrize(

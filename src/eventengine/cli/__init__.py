@@ -7,6 +7,7 @@ digest that differs); 2 if the command was wrong. Whatever goes wrong is told in
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -35,9 +36,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
+class _Version(argparse.Action):
+    """Looks it up only when it is asked for: the rest runs also where the package is not installed, but on the path."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option_string: object = None
+    ) -> NoReturn:
+        print(f"{parser.prog} {importlib.metadata.version('eventengine')}")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command in `arguments` (None: those of the process) and returns its exit status."""
     parser = _Parser(prog="eventengine", description="gRPC's EventEngine for Python.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version that is installed, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="proxy|demo")
     proxy = commands.add_parser(
         "proxy",
