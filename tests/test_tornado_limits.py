@@ -273,8 +273,8 @@ def test_one_and_many_are_told_apart(said: Said) -> None:
 
     run(case)
     assert [line.partition("full: ")[2] for line in said("full")] == [
-        "1 client was cut that did not read",
-        "3 clients were cut that did not read",
+        "1 client was cut before it had read everything",
+        "3 clients were cut before they had read everything",
     ]
 
 

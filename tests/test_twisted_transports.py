@@ -2214,8 +2214,8 @@ def test_one_and_many_are_told_apart_in_the_log(make_home: MakeHome) -> None:
         cut._told_at -= 1.0
         cut.add()
     assert [line.partition("full: ")[2] for line in lines] == [
-        "1 client was cut that did not read",
-        "3 clients were cut that did not read",
+        "1 client was cut before it had read everything",
+        "3 clients were cut before they had read everything",
     ]
 
 

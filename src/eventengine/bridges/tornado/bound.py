@@ -77,7 +77,9 @@ class Bound:
         )
         self.cut = Tally(
             lambda n: gen_log.warning(
-                "%r is full: %s cut that did not read", quota, number_of(n, "client was", "clients were")
+                "%r is full: %s had read everything",
+                quota,
+                number_of(n, "client was cut before it", "clients were cut before they"),
             )
         )
         self.crowded = Tally(

@@ -121,9 +121,9 @@ class Bound:
         self._until = 0.0  # the end of the tick
         self.cut = Tally(
             lambda n: _log.warn(
-                "{quota!r} is full: {number} cut that did not read",
+                "{quota!r} is full: {number} had read everything",
                 quota=quota,
-                number=number_of(n, "client was", "clients were"),
+                number=number_of(n, "client was cut before it", "clients were cut before they"),
             )
         )
         self._idle = Tally(
