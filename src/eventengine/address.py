@@ -70,7 +70,7 @@ class ResolvedAddress:
             if host in ("", "*"):
                 raise ValueError('there is no host; for every interface write "0.0.0.0:80" or "[::]:80"') from None
             raise ValueError(
-                f"{host!r} is not an IP address literal; a name must be looked up first, with a DNSResolver"
+                f"{host!r} is not an IP address, as 127.0.0.1 or ::1; a name is looked up by a DNSResolver"
             ) from None
         if ip.version == 4:
             return cls(socket.AF_INET, (str(ip), port))
