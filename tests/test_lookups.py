@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
-from eventengine import DNSResolver, EventEngine, ResolvedAddress, SRVRecord, Status, StatusCode
+from eventengine import DNSResolver, EventEngine, ResolvedAddress, SRVRecord, Status, StatusCode, StatusError
 from eventengine.core.resolver import AT_ONCE
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
@@ -146,6 +146,26 @@ def test_a_lookup_that_fails_says_why_and_for_what(
     assert isinstance(status, Status)
     assert status.code is code, status
     assert repr(text) in status.message
+
+
+@on_main
+def test_what_cannot_be_asked_for_is_refused_with_the_text_that_was_given(
+    resolver: DNSResolver, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lookup in (resolver.lookup_srv, resolver.lookup_txt):
+        with pytest.raises(TypeError, match="a name must be str"):
+            lookup(Callback[object](ledger, times=0), 5)  # type: ignore[arg-type]
+    status = look_up(ledger, resolver, "[fe80::1%nosuch]:80")
+    assert isinstance(status, Status)
+    assert status.code is StatusCode.INVALID_ARGUMENT
+    assert "'[fe80::1%nosuch]:80': 'fe80::1%nosuch' names the interface 'nosuch'" in status.message
+
+    def fail(name: str, _: str) -> int:
+        raise StatusError(Status(StatusCode.UNAVAILABLE, f"{name!r}: later"))
+
+    monkeypatch.setattr("eventengine.core.resolver.to_port_number", fail)
+    status = look_up(ledger, resolver, "both.test:service")
+    assert status == Status(StatusCode.UNAVAILABLE, "'both.test:service': later")
 
 
 @pytest.mark.parametrize("records", ["hostname", "srv", "txt"])
