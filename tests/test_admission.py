@@ -12,6 +12,7 @@ from eventengine import ClosedResourceError, ResourceQuota, admission, unsent, u
 from eventengine.admission import PATIENCE, STALLED, Admission
 from eventengine.unsent import Pieces, Watcher
 from eventengine.upload import Upload
+from together import run_script
 from turned_loop import Loop
 
 KIB = 1 << 10
@@ -680,3 +681,47 @@ def test_an_upload_whose_piece_was_handled_is_watched_again_unless_it_has_ended_
     assert (one in uploads.admission.moving) is not ends
     one.end()
     assert not loop.timers
+
+
+FORK = """
+import os, signal, threading, warnings
+from eventengine import ResourceQuota
+from {module} import {name}
+
+warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks is what is tried here
+locked, forked = threading.Event(), threading.Event()
+
+def hold_the_lock():
+    with {name}._all_lock:
+        locked.set()
+        forked.wait()
+
+thread = threading.Thread(target=hold_the_lock)
+thread.start()
+locked.wait()
+pid = os.fork()
+if not pid:
+    signal.alarm(20)
+    {make}
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+forked.set()
+thread.join()
+assert os.waitstatus_to_exitcode(status) == 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("needed", "module", "name", "make"),
+    [
+        ("eventengine", "eventengine.admission", "Admission", "Admission(ResourceQuota().memory, None)"),
+        ("tornado", "eventengine.bridges.tornado.bound", "Bound", "Bound.of(ResourceQuota(), object())"),
+        ("twisted", "eventengine.bridges.twisted.bound", "Bound", "Bound.of(ResourceQuota(), object())"),
+    ],
+    ids=["admission", "tornado", "twisted"],
+)
+def test_a_child_process_can_serve_whatever_the_threads_of_its_parent_were_doing(
+    needed: str, module: str, name: str, make: str
+) -> None:
+    pytest.importorskip(needed)
+    run_script(FORK.format(module=module, name=name, make=make))

@@ -38,10 +38,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 from weakref import WeakSet
 
 from eventengine.unsent import Unsent
@@ -61,8 +62,6 @@ _BATCH: Final = 16
 """As many are cut at a look because no connection more may open."""
 
 _numbers = itertools.count()
-_all: WeakSet[Admission] = WeakSet()
-_all_lock: Final = threading.Lock()
 
 
 class Timer(Protocol):
@@ -107,6 +106,9 @@ class Admission:
         "unsent",
     )
 
+    _all: ClassVar[WeakSet[Admission]] = WeakSet()
+    _all_lock: ClassVar = threading.Lock()
+
     def __init__(
         self,
         memory: MemoryQuota,
@@ -130,8 +132,8 @@ class Admission:
         self._tick: Timer | None = None
         self._is_cutting = self._is_to_shed = False
         self.unsent = 0
-        with _all_lock:
-            _all.add(self)
+        with Admission._all_lock:
+            Admission._all.add(self)
 
     def let_in(self, upload: Upload) -> bool:
         """See `Upload.ask`."""
@@ -204,8 +206,8 @@ class Admission:
         size = self.memory.size
         if size is None or self.unsent > size // 2:
             return False
-        with _all_lock:
-            others = [each for each in _all if each.memory is self.memory and each.unsent > self.unsent]
+        with Admission._all_lock:
+            others = [each for each in Admission._all if each.memory is self.memory and each.unsent > self.unsent]
         for other in sorted(others, key=lambda each: each.unsent, reverse=True):
             try:
                 other._shed_soon()
@@ -344,3 +346,11 @@ class Admission:
             chosen.append(waiting.pop())
             short -= chosen[-1].held
         return chosen
+
+
+def _after_fork_in_child() -> None:
+    Admission._all_lock = threading.Lock()  # a thread may have held it that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

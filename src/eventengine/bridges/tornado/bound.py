@@ -8,9 +8,10 @@ yet, for its line may be on its way.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from weakref import WeakValueDictionary
 
 from tornado.iostream import StreamBufferFullError
@@ -47,12 +48,12 @@ _BATCH: Final = 16
 _MADE_ROOM: Final = "it made room for others"
 """To a stream that is closed so; a request of which the last byte had just come is not handled any more."""
 
-_bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
-_bounds_lock: Final = threading.Lock()
-
 
 class Bound:
     """The loop's thread's."""
+
+    _all: ClassVar[WeakValueDictionary[tuple[int, int], Bound]] = WeakValueDictionary()
+    _all_lock: ClassVar = threading.Lock()
 
     def __init__(self, quota: ResourceQuota, loop: asyncio.AbstractEventLoop) -> None:
         self.quota = quota
@@ -89,11 +90,11 @@ class Bound:
     @classmethod
     def of(cls, quota: ResourceQuota, loop: asyncio.AbstractEventLoop) -> Bound:
         """The same for all who ask for the two."""
-        with _bounds_lock:
-            found = _bounds.get((id(quota), id(loop)))
+        with cls._all_lock:
+            found = cls._all.get((id(quota), id(loop)))
             if found is None:
                 bytearray(_WARM)
-                found = _bounds[id(quota), id(loop)] = cls(quota, loop)
+                found = cls._all[id(quota), id(loop)] = cls(quota, loop)
             return found
 
     def waits_for_request(self, connection: object, stream: Counted) -> None:
@@ -134,3 +135,11 @@ class Bound:
 
 def _head_of(stream: Counted) -> int:
     return stream.head
+
+
+def _after_fork_in_child() -> None:
+    Bound._all_lock = threading.Lock()  # a thread may have held it that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

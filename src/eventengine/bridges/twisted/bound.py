@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast, runtime_checkable
 from weakref import WeakValueDictionary
 
 from twisted.logger import Logger
@@ -64,8 +65,6 @@ _BATCH: Final = 16
 """As many are closed in one turn."""
 
 _log: Final = Logger()
-_bounds: WeakValueDictionary[tuple[int, int], Bound] = WeakValueDictionary()
-_bounds_lock: Final = threading.Lock()
 
 
 @runtime_checkable
@@ -104,6 +103,9 @@ class Aborted(Protocol):
 class Bound:
     """One quota on one reactor: what all transports under it share. The reactor's thread's."""
 
+    _all: ClassVar[WeakValueDictionary[tuple[int, int], Bound]] = WeakValueDictionary()
+    _all_lock: ClassVar = threading.Lock()
+
     def __init__(self, quota: ResourceQuota, reactor: Any) -> None:
         self.quota = quota
         self.memory = quota.memory
@@ -140,10 +142,10 @@ class Bound:
     @classmethod
     def of(cls, quota: ResourceQuota, reactor: Any) -> Bound:
         """The same for all who ask for the two."""
-        with _bounds_lock:
-            found = _bounds.get((id(quota), id(reactor)))
+        with cls._all_lock:
+            found = cls._all.get((id(quota), id(reactor)))
             if found is None:
-                found = _bounds[id(quota), id(reactor)] = cls(quota, reactor)
+                found = cls._all[id(quota), id(reactor)] = cls(quota, reactor)
             return found
 
     def now(self) -> float:
@@ -263,3 +265,11 @@ def _patience(protocol: object) -> float:
         return IDLE
     is_handled = requests and getattr(requests[0], "clientproto", _NOT_YET) != _NOT_YET
     return math.inf if is_handled else SILENT
+
+
+def _after_fork_in_child() -> None:
+    Bound._all_lock = threading.Lock()  # a thread may have held it that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
