@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
+from tornado.httpserver import HTTPServer
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
@@ -597,6 +598,33 @@ def test_a_request_that_is_gone_when_it_would_finish_gives_back_what_it_holds() 
     gc.collect()
     finish()
     assert called == [1]
+
+
+@pytest.mark.parametrize("body", [b"", b"abc"], ids=["without a body", "with a body"])
+def test_a_delegate_that_cannot_finish_is_told_what_tornado_tells_it(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fails(Delegate):
+        def finish(self) -> None:
+            self.told.append("finish")
+            raise ValueError("as it should")
+
+    async def ask(server: HTTPServer) -> None:
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        with connected(sock.getsockname()[1]) as client:
+            client.send(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert await receive_all(client) == b""
+        server.stop()
+
+    async def case() -> None:
+        delegate, stock = Fails(), Fails()
+        await ask(HTTPServer(Site(stock)))
+        await ask(QuotaHTTPServer(Site(delegate), quota="1MiB"))
+        assert delegate.told == stock.told
+        assert "finish" in stock.told
+
+    run(case)
 
 
 def test_a_head_whose_stream_was_closed_is_charged_no_more() -> None:

@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("tornado", reason="needs the extra tornado")
 
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
-from tornado.web import RequestHandler
+from tornado.web import RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota
 from eventengine.bridges.tornado import QuotaHTTPServer, bound, streams
@@ -57,6 +58,22 @@ class Detaches(RequestHandler):
         self.detach().write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
+@stream_request_body
+class Pieces(RequestHandler):
+    def data_received(self, chunk: bytes) -> None:
+        pass
+
+    def put(self) -> None:
+        pass
+
+
+class DetachesLater(Waits):
+    async def get(self) -> None:
+        self.site.came += 1
+        await self.site.permits.acquire()
+        self.site.detached.append(self.detach())
+
+
 class Site:
     """A site whose handlers wait.
 
@@ -69,11 +86,13 @@ class Site:
         self.permits = asyncio.Semaphore(0)
         self.came = self.left = 0
         self.fails = False
+        self.detached: list[IOStream] = []
         self.port = 0
 
     @asynccontextmanager
     async def serving(self, quota: ResourceQuota, **options: Any) -> AsyncIterator[Site]:
-        pages = [("/", Waits, {"site": self}), ("/here", Here), ("/detaches", Detaches)]
+        pages = [("/", Waits, {"site": self}), ("/here", Here), ("/detaches", Detaches), ("/pieces", Pieces)]
+        pages.append(("/detaches/later", DetachesLater, {"site": self}))
         async with serving_site(quota, pages, **options) as self.port:
             yield self
 
@@ -291,6 +310,54 @@ def test_what_a_request_takes_is_charged_until_its_handler_has_finished_though_t
             assert 1000 + 2 * head <= quota.memory.used < 2000 + 2 * head
             site.permits.release()
             await until(lambda: not quota.memory.used)
+
+    gc.disable()
+    try:
+        run(case)
+    finally:
+        gc.enable()
+
+
+def test_a_request_whose_client_has_left_holds_nothing_any_more_when_its_handler_has_detached() -> None:
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site:
+            async with site.client() as (_, writer):
+                writer.write(b"GET /detaches/later HTTP/1.1\r\nHost: site\r\nx: " + b"x" * 10 * KIB + b"\r\n\r\n")
+                await until(lambda: site.came == 1)
+            await until(lambda: site.left == 1 and not quota.connections.used)
+            assert quota.memory.used >= 20 * KIB
+            site.permits.release()
+            await until(lambda: not quota.memory.used)
+            [stream] = site.detached
+            assert stream.closed()
+
+    gc.disable()
+    try:
+        run(case)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"Expect: 100-continue\r\n\r\nabcde", b"\r\nabc", b"\r\nabcde"],
+    ids=["that was to be asked for", "in part", "whole"],
+)
+def test_what_a_request_takes_that_came_after_the_last_one_is_charged_no_longer_than_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    monkeypatch.setattr(streams, "COST", 1000)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        async with Site().serving(quota) as site, site.client() as (reader, writer):
+            last = b"PUT /here HTTP/1.1\r\nHost: site\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            writer.write(last + b"PUT /pieces HTTP/1.1\r\nHost: site\r\nContent-Length: 5\r\n" + rest)
+            assert await answer(reader) == b"here"
+            await until(lambda: not quota.connections.used)
+            await turns()
+            assert quota.memory.used == 0
 
     gc.disable()
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
 from eventengine.bridges.tornado.refusing import DEAF, refuse
+from eventengine.bridges.tornado.streams import has_ended
 from eventengine.memory_quota import format_size
 
 if TYPE_CHECKING:
@@ -114,11 +115,12 @@ class Body(HTTPMessageDelegate):
             self._upload.end()
         else:
             self._upload.complete()
-        delegate, self._delegate = self._delegate, DEAF  # it holds a second copy of the body
         if self._is_cut_short:
-            delegate.on_connection_close()
+            self._delegate.on_connection_close()
+            has_ended(self._connection)
         else:
-            delegate.finish()
+            self._delegate.finish()
+        self._delegate = DEAF  # the application's holds a second copy of the body
 
     def on_connection_close(self) -> None:
         self._upload.end()

@@ -14,6 +14,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine,
 from eventengine.bridges.tornado.bodies import Body
 from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.refusing import DEAF, refuse
+from eventengine.bridges.tornado.streams import has_ended
 from eventengine.bridges.tornado.websockets import Message
 
 if TYPE_CHECKING:
@@ -93,15 +94,16 @@ class Head:
         return cast("HTTPMessageDelegate", self._delegate).data_received(chunk)
 
     def finish(self) -> None:
-        delegate, self._delegate = self._delegate, DEAF  # it holds a second copy of the body
         stream = self._connection.stream
         if stream is not None:
             cast("Counted", stream).end_body()
-        cast("HTTPMessageDelegate", delegate).finish()
+        cast("HTTPMessageDelegate", self._delegate).finish()
+        self._delegate = DEAF  # the application's holds a second copy of the body
 
     def on_connection_close(self) -> None:
         if self._delegate is not None:
             self._delegate.on_connection_close()
+        has_ended(self._connection)
 
     def _upgrade(self, stream: Counted) -> None:
         """To a websocket: what is read is charged from now on, as by a QuotaTCPServer."""
