@@ -157,6 +157,32 @@ def test_a_server_whose_quota_is_full_leaves_connections_in_the_backlog_until_th
     run(case)
 
 
+@pytest.mark.parametrize(("size", "handshake"), [(64 << 20, bound.HANDSHAKE), (128 << 10, 8 << 10)])
+def test_a_handshake_is_charged_what_it_may_take_until_it_is_over(size: int, handshake: int) -> None:
+    for_server, for_client = contexts()
+
+    async def case() -> None:
+        quota = ResourceQuota(memory=size)
+        server = QuotaHTTPServer(Application([]), quota=quota, ssl_options=for_server)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        await until(lambda: quota.memory.used == bound.TLS_COST + handshake)
+        quota.memory.resize("1MiB")  # what is given back is what was taken
+        await writer.start_tls(for_client)
+        await until(lambda: quota.memory.used == bound.TLS_COST)
+        writer.close()
+        await until(lambda: quota.memory.used == 0)
+        assert await reader.read() == b""
+        _, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        await until(lambda: quota.connections.used == 1)
+        writer.close()
+        await until(lambda: quota.memory.used == 0)
+        server.stop()
+
+    run(case)
+
+
 def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_tls() -> None:
     for_server, for_client = contexts()
 

@@ -116,6 +116,11 @@ class Connections:
         self._charged += cost
         self._memory.take(cost, cost)
 
+    def shrank(self, cost: int) -> None:
+        """The same of less, as when a handshake is over."""
+        self._charged -= cost
+        self._memory.give(cost)
+
     def closed(self, cost: int) -> None:
         """There is one less."""
         self._count -= 1

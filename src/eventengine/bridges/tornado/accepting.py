@@ -63,7 +63,7 @@ class Gate:
         if bound is None:
             loop = self._loop = asyncio.get_running_loop()
             bound = self._bound = Bound.of(self._server.quota, loop)
-        cost = COST if self._server.ssl_options is None else TLS_COST
+        cost = COST if self._server.ssl_options is None else TLS_COST + bound.handshake
         if not bound.connections.may_open(cost):
             bound.crowded.add()
             self._watch(0)

@@ -33,7 +33,7 @@ from tornado.log import gen_log
 from tornado.netutil import ssl_wrap_socket
 
 from eventengine.bridges.tornado.bound import TLS_COST
-from eventengine.bridges.tornado.streams import Counted, made_anew, opened
+from eventengine.bridges.tornado.streams import Counted, Shaking, made_anew, opened
 from eventengine.bridges.tornado.watching import Watch
 from eventengine.bridges.tornado.websockets import Message
 from eventengine.memory_quota import format_size
@@ -359,8 +359,9 @@ class Bounded(Counted):
         made.charge(self.bound)
         made.place, self.place = self.place, None
         if self.cost is not None:
-            made.cost = TLS_COST
-            self.bound.connections.grew(TLS_COST - self.cost)
+            made.handshake = self.bound.handshake
+            made.cost = TLS_COST + made.handshake
+            self.bound.connections.grew(made.cost - self.cost)
             self.cost = None
         made.set_close_callback(on_close)
         future = made.wait_for_handshake()
@@ -372,7 +373,7 @@ class BoundedIOStream(Bounded):
     pass
 
 
-class BoundedSSLIOStream(Bounded, SSLIOStream):
+class BoundedSSLIOStream(Bounded, Shaking):
     def _has_more(self) -> bool:
         return super()._has_more() or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0)
 

@@ -5,7 +5,8 @@ stream comes from Tornado's server as a stock one, on which nothing was read or 
 socket: the server has no other way to say what class it should be.
 
 What a stream has read and nobody has taken is `_read_buffer_size` long, and who is told that it was closed is its
-`_close_callback`, of an HTTP1Connection while that waits for an answer: Tornado has no public names for these.
+`_close_callback`, of an HTTP1Connection while that waits for an answer, and `_finish_ssl_connect` is called when a
+handshake is over: Tornado has no public names for these.
 tests/test_tornado_hostile.py finds it when that changes.
 """
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.bound import Bound
     from eventengine.unsent import Unsent
 
-__all__ = ["READ_AHEAD", "Counted", "call_when_finished", "counted", "has_ended", "made_anew", "opened"]
+__all__ = ["READ_AHEAD", "Counted", "Shaking", "call_when_finished", "counted", "has_ended", "made_anew", "opened"]
 
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
@@ -384,7 +385,24 @@ class _CountedIOStream(Counted):
         return future
 
 
-class _CountedSSLIOStream(Counted, SSLIOStream):
+class Shaking(Counted, SSLIOStream):
+    """One with TLS, which is charged more until its handshake is over.
+
+    Attributes:
+        handshake: The bytes of its cost that it is charged for that.
+    """
+
+    handshake = 0
+
+    def _finish_ssl_connect(self) -> None:
+        handshake, self.handshake = self.handshake, 0
+        if handshake and self.cost is not None:
+            self.cost -= handshake
+            self.bound.connections.shrank(handshake)
+        super()._finish_ssl_connect()
+
+
+class _CountedSSLIOStream(Shaking):
     pass
 
 
@@ -407,7 +425,10 @@ def opened(stream: IOStream, kind: type[Counted], bound: Bound, place: Place | N
             place.give()
         return stream
     made.place = place
-    made.cost = TLS_COST if isinstance(made, SSLIOStream) else COST
+    made.cost = COST
+    if isinstance(made, Shaking):
+        made.handshake = bound.handshake
+        made.cost = TLS_COST + made.handshake
     bound.connections.opened(made.cost)
     return made
 
