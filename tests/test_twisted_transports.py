@@ -1442,6 +1442,44 @@ def test_connections_over_tls_are_charged(make_installed_home: MakeHome, tls: TL
     check_is_charged(home, client, home.next())
 
 
+@pytest.mark.parametrize(("size", "handshake"), [("64MiB", bound.HANDSHAKE), ("128KiB", 8 * KIB)])
+def test_a_handshake_is_charged_what_it_may_take_until_it_is_over(
+    make_installed_home: MakeHome, tls: TLS, size: str, handshake: int
+) -> None:
+    home = make_installed_home(size)
+    port = home.keep_port(
+        home.call(lambda: home.reactor.listenSSL(0, home.factory(), tls[0], interface="127.0.0.1"))
+    )
+    client = home.connect(port)
+    until(lambda: home.memory.used == bound.TLS_COST + handshake)
+    client = over_tls(home, client, tls[1])
+    until(lambda: home.memory.used == bound.TLS_COST)
+    client.close()
+    until(lambda: home.memory.used == 0)
+    home.connect(port).close()
+    until(lambda: home.quota.connections.used == 0 == home.memory.used)
+
+
+def test_who_stalls_in_a_handshake_is_closed_when_another_waits(
+    make_installed_home: MakeHome, tls: TLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bound, "NEW", 0.05)
+    monkeypatch.setattr(bound, "IDLE", 0.05)
+    home = make_installed_home("1MiB")
+    port = home.keep_port(
+        home.call(lambda: home.reactor.listenSSL(0, home.factory(), tls[0], interface="127.0.0.1"))
+    )
+    shaken = over_tls(home, home.connect(port), tls[1])
+    until(lambda: home.memory.used == bound.TLS_COST)
+    home.connect(port)
+    until(lambda: home.memory.used > 2 * bound.TLS_COST)
+    protocols = [home.next() for _ in range(2)]
+    give_back = home.fill()
+    shaken.sendall(b"data")
+    until(lambda: protocols[1].losses and protocols[0].received == b"data")
+    give_back()
+
+
 def test_a_client_over_tls_is_charged_and_a_server_over_tls_of_the_same_reactor_too(
     make_installed_home: MakeHome, tls: TLS
 ) -> None:
@@ -2118,9 +2156,10 @@ def test_connections_that_fill_the_quota_as_they_begin_with_tls_make_room_for_on
         client.sendall(b"please")
         assert receive(client, 2) == b"go"
     first = over_tls(home, clients[0], tls[1])
+    until(lambda: home.memory.used == bound.TLS_COST + bound.COST)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(over_tls, home, clients[1], tls[1])
-        until(lambda: home.memory.used == LEAST)
+        until(lambda: home.memory.used >= LEAST)
         first.sendall(b"hello")  # both wait now, and hold all there is
         assert isinstance(second.exception(TIMEOUT), OSError)
     until(lambda: [bytes(protocol.received) for protocol in protocols] == [b"pleasehello", b"please"])

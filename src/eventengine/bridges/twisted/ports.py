@@ -73,7 +73,7 @@ class _Bounded(_Port):
         size = memory.size
         if size is None:
             return True
-        cost = TLS_COST if is_tls_factory(self.factory) else COST
+        cost = TLS_COST + bound.handshake if is_tls_factory(self.factory) else COST
         most = 1 if memory.is_tight else size * 19 // (100 * cost)  # which fill it from 0.8 to 0.99
         self.numberAccepts = max(1, min(self.numberAccepts, most))
         if bound.connections.may_open(cost):

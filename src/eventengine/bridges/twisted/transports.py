@@ -14,7 +14,8 @@ added hangs on five methods that Twisted's reactors and transports call on one a
 Who is cut is aborted in the reactor's next turn, as Twisted's contract has it, and lets go of what it holds at once.
 
 What FileDescriptor has not sent lies in `_tempDataBuffer`, and its length in `_tempDataLen`: Twisted has no public name
-for them, and `doWrite` and TLS no other place. tests/test_twisted_transports.py finds it when that changes.
+for them, and `doWrite` and TLS no other place. Nor has it one for `_handshakeDone`, which says whether that of TLS is
+over. tests/test_twisted_transports.py finds it when that changes.
 """
 
 # Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
@@ -303,19 +304,23 @@ class Accepted(Charged):
         if server is not None:
             server.has_accepted()
         self.read_at = self.new_since = self.bound.now()
-        self._cost = TLS_COST if _is_tls(protocol) else COST
+        self._cost = TLS_COST + self.bound.handshake if _is_tls(protocol) else COST
         self.bound.connections.opened(self._cost)
 
     def doRead(self) -> Any:
         self.read_at = now = self.bound.now()
         if self._cost == COST:
             if self.TLS:  # by startTLS
-                self.bound.connections.grew(TLS_COST - COST)
-                self._cost = TLS_COST
+                self._cost = TLS_COST + self.bound.handshake
+                self.bound.connections.grew(self._cost - COST)
                 self.new_since = now
             else:
                 self.new_since = 0.0
-        return super().doRead()
+        result = super().doRead()
+        if self.is_shaking and getattr(self.protocol, "_handshakeDone", True):
+            self.bound.connections.shrank(self._cost - TLS_COST)
+            self._cost = TLS_COST
+        return result
 
     def connectionLost(self, reason: Failure) -> None:
         is_first = hasattr(self, "socket")  # it may be called twice, and Twisted looks for the same
@@ -326,6 +331,10 @@ class Accepted(Charged):
             self.bound.has_ended(self)
             if is_first and self.server is not None:
                 self.server.give_place()
+
+    @property
+    def is_shaking(self) -> bool:
+        return self._cost > TLS_COST
 
     def silent_since(self) -> float | None:
         if not self._cost:  # it is being closed: over TLS, that may take its peer's answer
