@@ -317,7 +317,7 @@ class Accepted(Charged):
             else:
                 self.new_since = 0.0
         result = super().doRead()
-        if self.is_shaking and getattr(self.protocol, "_handshakeDone", True):
+        if self._cost > TLS_COST and getattr(self.protocol, "_handshakeDone", True):
             self.bound.connections.shrank(self._cost - TLS_COST)
             self._cost = TLS_COST
         return result
