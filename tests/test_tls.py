@@ -190,6 +190,12 @@ def test_many_small_slices_leave_in_few_records(app: Application) -> None:
     assert _records_on_the_wire(app, SliceBuffer([b"x" * 100] * 1000)) == [16384] * 6 + [100_000 - 6 * 16384]
 
 
+@pytest.mark.parametrize("size", [98_304, 200_000, 300_000])
+def test_a_long_slice_leaves_in_full_records_whatever_comes_before_it(app: Application, size: int) -> None:
+    lengths = _records_on_the_wire(app, SliceBuffer([b"x" * 100, bytes(size)]))
+    assert (set(lengths[:-1]), sum(lengths)) == ({16384}, size + 100)
+
+
 def test_a_frame_size_below_that_of_a_record_is_kept(app: Application) -> None:
     assert _records_on_the_wire(app, SliceBuffer([b"x" * 5000]), max_frame_size=2000) == [2000, 2000, 1000]
 

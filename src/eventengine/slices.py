@@ -178,6 +178,17 @@ def recycle_last(parts: list[memoryview]) -> None:
             owner.wake_one()
 
 
+def recycle_all(parts: list[memoryview]) -> None:
+    """`recycle_last`, as often as there are parts: a call for each would cost."""
+    while parts:
+        block = parts.pop().obj
+        if type(block) is Block and (pool := block.pool) is not None and _references(block) == _ONLY_OURS:
+            owner = block.owner
+            pool.append(block)
+            if owner.waiters or owner.bulk_waiters:
+                owner.wake_one()
+
+
 _references = sys.getrefcount
 
 

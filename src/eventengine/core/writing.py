@@ -23,7 +23,7 @@ from eventengine.core.reading import LACKS, ReadingHalf
 from eventengine.core.telemetry import Telling
 from eventengine.engine import HalfCloseable, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
-from eventengine.slices import SliceBuffer, recycle_last
+from eventengine.slices import SliceBuffer, recycle_all, recycle_last
 from eventengine.status import BusyResourceError, ClosedResourceError, Status
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WritingHalf"]
 
+_FRAME: Final = 1 << 20
+"""What nobody has asked for; the same object, so that nobody looks at it."""
 AT_ONCE: Final = 1 << 20
 """Bytes that one event writes at most before others have their turn."""
 _PARTS_PER_CALL: Final = min(1024, os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 16)
@@ -50,17 +52,12 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         on_writable: OnDone,
         data: SliceBuffer,
         *,
-        max_frame_size: int = 1 << 20,
+        max_frame_size: int = _FRAME,
         sink: WriteEventSink | None = None,
     ) -> bool:
         if sink is not None:
             return self._write_and_tell(on_writable, data, max_frame_size, sink)
-        if (
-            not callable(on_writable)
-            or type(data) is not SliceBuffer
-            or type(max_frame_size) is not int
-            or max_frame_size < 1
-        ):
+        if max_frame_size is not _FRAME or type(data) is not SliceBuffer or not callable(on_writable):
             check_write(on_writable, data, max_frame_size)
         if self._closed or self._write_ended:  # as in `_claim_write`, whose call costs
             what = "endpoint" if self._closed else "endpoint's writing half"
@@ -94,8 +91,7 @@ class WritingHalf(ReadingHalf, HalfCloseable):
             done = n == size
             if done:
                 data._length = 0
-                while parts:
-                    recycle_last(parts)
+                recycle_all(parts)
             else:
                 self._take_out(data)
                 _drop(self._out, n)

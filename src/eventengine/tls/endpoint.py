@@ -142,7 +142,9 @@ class TLSEndpoint(Turns, HalfCloseable):
                 raise BusyResourceError(LENT)
             return True
         request = (on_writable, data, max_frame_size, sink)
-        self._to_write = request
+        if self._write_at_once(request):
+            self._write_idle = None
+            return True
         status = self._turn(request)
         if status is None:
             return False

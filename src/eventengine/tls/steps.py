@@ -319,15 +319,7 @@ class Steps(Endpoint):
             return
         encrypter = self._encrypter
         if self._unwritable is None and (encrypter.has_plaintext or (encrypter.output and not self._has_tickets)):
-            try:
-                encrypter.encrypt(self._write_below)
-                while encrypter.waits_for_the_peer and self._decrypter.is_in_the_way and not self._writes_below:
-                    self._decrypter.set_aside()
-                    encrypter.encrypt(self._write_below)
-            except ssl.SSLError as error:
-                encrypter.drop()
-                encrypter.encrypt(self._write_below)  # the alert
-                self._unwritable = status_of(error, "writing")
+            self._encrypt()
         if (
             self._writing is not None
             and not self._writes_below
@@ -336,16 +328,29 @@ class Steps(Endpoint):
             encrypter.drop()
             self._end_write(_OK if self._unwritable is None else self._unwritable)
 
-    def _write_below(self, parts: list[memoryview]) -> bool:
-        """Whether that was done at once, and more can be written."""
+    def _encrypt(self) -> None:
+        encrypter = self._encrypter
+        try:
+            encrypter.encrypt(self._write_below)
+            while encrypter.waits_for_the_peer and self._decrypter.is_in_the_way and not self._writes_below:
+                self._decrypter.set_aside()
+                encrypter.encrypt(self._write_below)
+        except ssl.SSLError as error:
+            encrypter.drop()
+            encrypter.encrypt(self._write_below)  # the alert
+            self._unwritable = status_of(error, "writing")
+
+    def _write_below(self, parts: list[memoryview], is_part: bool) -> bool:
+        """Whether that was done at once, and more can be written. `is_part`: more of the same write is to come."""
         ciphertext = self._sealed
         ciphertext._parts = parts
         ciphertext._length = size = sum(map(len, parts))
-        sink = None if self._writing is None else self._writing[3]
-        if sink is not None and self._encrypter.has_plaintext:
-            sink = _OfAPart(sink)
+        writing = self._writing
         try:
-            if self._below.write(self._on_sent, ciphertext, sink=sink):
+            if writing is None or (sink := writing[3]) is None:
+                if self._below.write(self._on_sent, ciphertext):
+                    return True
+            elif self._below.write(self._on_sent, ciphertext, sink=_OfAPart(sink) if is_part else sink):
                 return True
         except (ClosedResourceError, ForkedProcessError):
             ciphertext.clear()
@@ -412,7 +417,7 @@ class Steps(Endpoint):
         self._has_ended = True
         ending = self._encrypter.end(self._incoming)
         if ending and self._unwritable is None:
-            self._write_below([memoryview(ending)])
+            self._write_below([memoryview(ending)], False)
 
     def _close_below(self) -> None:
         with contextlib.suppress(ForkedProcessError):
