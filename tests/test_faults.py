@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -28,8 +30,9 @@ from eventengine.core.poller import PrivatePoller
 from eventengine.engine import Endpoint, HalfCloseable, SupportsFileDescriptor
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import app, engine, ledger, nothing_is_left, quota
-from eventengine.testing.oracle import OracleServer, pattern, receive
+from eventengine.testing.oracle import TIMEOUT, OracleServer, pattern, receive
 from faults import Action, Faults, calling_and, failing, faults, returning, short
+from handshakes import oracle_server, try_connect
 
 __all__ = ["app", "engine", "faults", "ledger", "nothing_is_left", "quota"]
 
@@ -279,6 +282,53 @@ def test_sends_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order
                 with faults.at(site, failing(errno.EAGAIN)):
                     assert write_by(app, endpoint, site, parts).result().ok
                     assert receive(peer, 9000) == b"".join(parts)
+
+
+SEND_OF_TLS = "core.writing WritingHalf.send_at_once send"
+
+
+@contextmanager
+def over_tls(app: Application) -> Iterator[tuple[Endpoint, ssl.SSLSocket]]:
+    if not app.engine.callbacks_block_polling:
+        pytest.skip("a pool's callbacks are not on the loop's thread, and from elsewhere all goes by `_send`")
+    with OracleServer() as server, closing(app.connect(server.address)) as below, ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(oracle_server, server.accept())
+        endpoint = try_connect(app, below)
+        with shaking.result(TIMEOUT) as oracle, closing(endpoint):
+            yield endpoint, oracle
+
+
+def write_over_tls(app: Application, endpoint: Endpoint, data: bytes) -> Callback[Status]:
+    on_writable = Callback[Status](app.ledger)
+
+    def write() -> None:
+        if endpoint.write(on_writable, SliceBuffer([data])):
+            on_writable(Status.OK)
+
+    app.on_loop(write)
+    return on_writable
+
+
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.EPIPE, errno.ENOBUFS])
+def test_a_write_over_tls_ends_with_what_send_says_and_so_do_later_ones(
+    app: Application, faults: Faults, number: int
+) -> None:
+    with over_tls(app) as (endpoint, _):
+        with faults.at(SEND_OF_TLS, failing(number)):
+            assert said(write_over_tls(app, endpoint, bytes(300_000)).result()) == told(number)
+        assert said(app.write(endpoint, b"later")) == told(number)
+
+
+def test_sends_of_tls_that_take_less_than_there_is_or_nothing_bring_every_byte_in_order(
+    app: Application, faults: Faults
+) -> None:
+    data = pattern(200_000)
+    with over_tls(app) as (endpoint, oracle):
+        for odd in (short(1), short(20_000), failing(errno.EAGAIN)):
+            with faults.at(SEND_OF_TLS, odd):
+                on_writable = write_over_tls(app, endpoint, data)
+                assert receive(oracle, len(data)) == data
+                assert on_writable.result().ok
 
 
 def test_a_descriptor_that_cannot_be_watched_fails_what_waits_for_it_and_nothing_after(

@@ -33,6 +33,10 @@ __all__ = ["WritingHalf"]
 
 _FRAME: Final = 1 << 20
 """What nobody has asked for; the same object, so that nobody looks at it."""
+_SHARE: Final = 3
+"""TLS may send 2 ** 3 times as many bytes in a turn, which takes 4 ms. To go round an asyncio loop takes some 50 us of
+CPU, for encrypting has emptied the caches: after each MiB that was a tenth of the whole. Without TLS more saves nothing
+that can be told from noise, and lets one connection get ahead of the others."""
 AT_ONCE: Final = 1 << 20
 """Bytes that one event writes at most before others have their turn."""
 _PARTS_PER_CALL: Final = min(1024, os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 16)
@@ -110,6 +114,26 @@ class WritingHalf(ReadingHalf, HalfCloseable):
         self._on_writable = on_writable
         loop.poller.arm(self._fd, WRITE, self)
         return False
+
+    def send_at_once(self, part: memoryview) -> int:
+        """How many bytes of `part` the socket has taken now, within what the turn may do at once. All else that a
+        write does, is for one to do: of the rest, or of the next.
+
+        For what stands on this endpoint and has it for itself, as TLS does, while it has no write outstanding; in
+        place of a `write` this takes a third of the steps. `part` is in no block of a quota.
+        """
+        loop = self._loop
+        if get_ident() != loop.thread or loop.budget <= 0 or self._closed or self._unwritable is not None:
+            return 0
+        try:
+            n = self._sock.send(part, _NO_SIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._fail(error)
+            return 0
+        loop.budget -= (n >> _SHARE) + 1024
+        return n
 
     def _write_and_tell(
         self, on_writable: OnDone, data: SliceBuffer, max_frame_size: int, sink: WriteEventSink

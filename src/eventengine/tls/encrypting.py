@@ -69,9 +69,14 @@ class Encrypter:
         while self._plain:
             recycle_last(self._plain)
 
-    def encrypt(self, write_below: Callable[[list[memoryview], bool], bool]) -> None:
+    def encrypt(
+        self,
+        write_below: Callable[[list[memoryview], bool], bool],
+        send: Callable[[memoryview], int] | None = None,
+    ) -> None:
         """Gives to `write_below` what OpenSSL has to say itself, and the plaintext as ciphertext, for BATCH bytes of it
-        at a time, and whether there is more, until all was given, or that says no.
+        at a time, and whether there is more, until all was given, or that says no. With `send`, what is one part is
+        given to that first, which says how much of it was taken.
 
         Raises ssl.SSLError when nothing can be written any more.
         """
@@ -96,9 +101,20 @@ class Encrypter:
                         while done < size:
                             step = min(left, piece)
                             write(first[done : done + step])
-                            parts.append(memoryview(read()))
+                            part = memoryview(read())
                             done += step
                             left -= step
+                            if (
+                                send is not None
+                                and not parts
+                                and (left <= 0 or (done >= size and len(plain) == 1))
+                            ):
+                                n = send(part)
+                                if n == len(part):
+                                    left = batch
+                                    continue
+                                part = part[n:]
+                            parts.append(part)
                             if left <= 0:
                                 if not write_below(parts, done < size or len(plain) > 1):
                                     return

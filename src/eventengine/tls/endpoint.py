@@ -58,6 +58,8 @@ from eventengine.tls.turns import Turns
 
 __all__ = ["TLSEndpoint"]
 
+_FRAME: Final = 1 << 20
+"""As in `core.writing`."""
 _OK: Final = Status.OK
 
 E = TypeVar("E")
@@ -118,14 +120,14 @@ class TLSEndpoint(Turns, HalfCloseable):
         on_writable: OnDone,
         data: SliceBuffer,
         *,
-        max_frame_size: int = 1 << 20,
+        max_frame_size: int = _FRAME,
         sink: WriteEventSink | None = None,
     ) -> bool:
         if not callable(on_writable):
             raise TypeError(f"on_writable must be callable, not {type(on_writable).__name__}")
         if type(data) is not SliceBuffer:
             raise TypeError(f"a write needs a SliceBuffer, not {type(data).__name__}; write SliceBuffer([data])")
-        if type(max_frame_size) is not int or max_frame_size < 1:
+        if max_frame_size is not _FRAME and (type(max_frame_size) is not int or max_frame_size < 1):
             check_count("max_frame_size", max_frame_size)
         if sink is not None and not callable(getattr(sink, "on_event", None)):
             raise TypeError(f"sink must be a WriteEventSink, with on_event, not {type(sink).__name__}")

@@ -27,6 +27,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.operations import CLOSED
 from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEvent, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
@@ -95,6 +96,7 @@ class Steps(Endpoint):
         "_reading",
         "_reads_below",
         "_sealed",
+        "_send_at_once",
         "_sent",
         "_tls",
         "_to_write",
@@ -117,6 +119,7 @@ class Steps(Endpoint):
     ) -> None:
         self._engine = engine
         self._below = below
+        self._send_at_once = below.send_at_once if type(below) is SocketEndpoint else None
         self._tls = tls
         self._incoming = incoming
         self._memory = memory
@@ -329,12 +332,13 @@ class Steps(Endpoint):
             self._end_write(_OK if self._unwritable is None else self._unwritable)
 
     def _encrypt(self) -> None:
-        encrypter = self._encrypter
+        encrypter, writing = self._encrypter, self._writing
+        send = None if writing is None or writing[3] is not None else self._send_at_once
         try:
-            encrypter.encrypt(self._write_below)
+            encrypter.encrypt(self._write_below, send)
             while encrypter.waits_for_the_peer and self._decrypter.is_in_the_way and not self._writes_below:
                 self._decrypter.set_aside()
-                encrypter.encrypt(self._write_below)
+                encrypter.encrypt(self._write_below, send)
         except ssl.SSLError as error:
             encrypter.drop()
             encrypter.encrypt(self._write_below)  # the alert
@@ -342,10 +346,10 @@ class Steps(Endpoint):
 
     def _write_below(self, parts: list[memoryview], is_part: bool) -> bool:
         """Whether that was done at once, and more can be written. `is_part`: more of the same write is to come."""
+        writing = self._writing
         ciphertext = self._sealed
         ciphertext._parts = parts
         ciphertext._length = size = sum(map(len, parts))
-        writing = self._writing
         try:
             if writing is None or (sink := writing[3]) is None:
                 if self._below.write(self._on_sent, ciphertext):
