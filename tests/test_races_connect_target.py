@@ -181,6 +181,19 @@ def test_of_two_attempts_that_succeed_one_is_told_and_the_other_closed() -> None
     check_all_is_over(engine, told)
 
 
+def test_the_timeout_is_told_as_that_though_an_attempt_says_so_before_the_timer() -> None:
+    """On a pool two that are due at once may come in either order."""
+    engine = ScriptedEngine()
+    _, told = begin(engine, list_of(*ADDRESSES[:3]))
+    late = Status(StatusCode.DEADLINE_EXCEEDED, "the timeout has passed")
+    for status in (REFUSED, late, late):
+        engine.fail(engine.keys("connect")[0], status)
+    [result] = told.results
+    assert isinstance(result, Status)
+    assert result.code is StatusCode.DEADLINE_EXCEEDED
+    check_all_is_over(engine, told)
+
+
 def test_what_connects_after_a_cancel_is_closed() -> None:
     engine = ScriptedEngine()
     connection, told = begin(engine, list_of(*ADDRESSES))

@@ -75,6 +75,8 @@ class Attempts:
         errnos = {failure.errno for failure in failures}
         if StatusCode.CANCELLED in codes:  # the engine was closed
             code = StatusCode.CANCELLED
+        elif StatusCode.DEADLINE_EXCEEDED in codes:  # each has that of the whole, whose timer may be told later
+            code = StatusCode.DEADLINE_EXCEEDED
         else:
             code = codes.pop() if len(codes) == 1 else StatusCode.UNAVAILABLE
         told = self.told()

@@ -69,8 +69,8 @@ def connect_target(
             Gets the endpoint, which is then the callback's to close; or DEADLINE_EXCEEDED after `timeout`; what the
             resolver said, where the name has no address; UNIMPLEMENTED, where the engine cannot ask the DNS server
             that the target names; CANCELLED when the engine was closed. When every address has failed it gets one
-            status: the code, and the errno, that all have in common, else UNAVAILABLE and none; its message gives
-            each address with what came of it, or the first 16.
+            status: the code, and the errno, that all have in common, else UNAVAILABLE and none, or DEADLINE_EXCEEDED
+            if an attempt has; its message gives each address with what came of it, or the first 16.
         target: What to connect to; text is read by `Target.parse`, without a port as 443.
         config: For the sockets.
         memory_allocator: For the endpoint.
