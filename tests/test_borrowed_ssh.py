@@ -74,13 +74,14 @@ class Session:
     def execCommand(self, process: Any, command: bytes) -> None:  # noqa: N802
         protocol = self.server.protocol()
         protocol.makeConnection(process)
-        process.makeConnection(wrapProtocol(protocol))
+        self.ends = wrapProtocol(protocol)
+        process.makeConnection(self.ends)
 
     def eofReceived(self) -> None:  # noqa: N802
         pass
 
     def closed(self) -> None:
-        pass
+        self.ends.loseConnection()  # which Twisted itself calls since 22.4
 
 
 registerAdapter(Session, User, ISession)
