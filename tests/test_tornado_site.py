@@ -458,20 +458,39 @@ def test_an_application_that_notes_when_requests_begin_is_told_before_they_have_
     run(case)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_who_is_refused_and_does_not_take_the_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+class Clogged(RequestHandler):
+    """Sends BODY behind its answer, so that the next one is not sent to who does not read."""
+
+    def initialize(self, streams: list[Any]) -> None:
+        self.streams = streams
+
+    def get(self) -> None:
+        self.write("here")
+
+    def on_finish(self) -> None:
+        connection: Any = self.request.connection
+        connection.stream.write(BODY)
+        self.streams.append(connection.stream)
+
+
+def test_who_is_refused_and_does_not_take_the_answer_is_closed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(refusing, "_LINGER", 0.05)
+    caplog.set_level("INFO", "tornado.general")
 
     async def case() -> None:
-        quota = ResourceQuota(memory="12MiB")
-        async with serving(quota) as port, Client.to(port) as client:
-            silent = silent_client(port)
-            await until(lambda: quota.memory.used > 0)  # its answer is unsent
-            silent.sendall(b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 700000\r\n\r\nabc")
-            assert await client.put(bytes(11 * MIB)) == (200, digest(bytes(11 * MIB)))
-            silent.close()
+        streams: list[Any] = []
+        pages = [("/", Clogged, {"streams": streams})]
+        async with serving_site(ResourceQuota(memory="12MiB"), pages) as port:
+            with silent_client(port, "/") as silent:
+                await until(lambda: len(streams) == 1)
+                silent.sendall(b"PUT / HTTP/1.1\r\nHost: site\r\nContent-Length: 12000000\r\n\r\nabc")
+                await until(streams[0].closed)
 
     run(case)
+    assert "was refused with 413" in caplog.text
+    assert "cut that did not read" not in caplog.text
 
 
 EXIT = """
@@ -599,12 +618,12 @@ def test_a_body_is_held_once_while_its_handler_runs() -> None:
     run(case)
 
 
-def silent_client(port: int) -> socket.socket:
-    """Asks for /body, and reads nothing."""
+def silent_client(port: int, path: str = "/body") -> socket.socket:
+    """Asks for this, and reads nothing."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
     client.connect(("127.0.0.1", port))
-    client.sendall(b"GET /body HTTP/1.1\r\nHost: site\r\n\r\n")
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: site\r\n\r\n".encode())
     return client
 
 
