@@ -52,7 +52,7 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from eventengine import ResolvedAddress, ResourceQuota, admission
+from eventengine import ResolvedAddress, ResourceQuota, admission, tally
 from eventengine.bridges.twisted import QuotaClientEndpoint, QuotaServerEndpoint, bound, transports
 from eventengine.bridges.twisted.reactor import QuotaReactor
 from eventengine.idle import _LOOKED
@@ -2220,7 +2220,10 @@ def test_an_endpoint_says_once_what_is_bounded_when_it_listens(make_other_home: 
     assert lines == [f"connections are bounded by the quota {home.quota.name!r}: 64 MiB of memory"]
 
 
-def test_that_the_limit_of_connections_is_reached_is_logged_once_a_second(make_home: MakeHome) -> None:
+def test_that_the_limit_of_connections_is_reached_is_logged_once_a_second(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "monotonic", lambda: 7.0)  # all of it is within one
     home = make_home(ResourceQuota("mine", memory="1MiB", connections=2))
     port = home.listen()
     with logged() as lines:
