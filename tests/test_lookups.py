@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ import pytest
 
 from engines import KINDS, MAIN, Kind, factory, skip_unless_installed
 from eventengine import DNSResolver, EventEngine, ResolvedAddress, SRVRecord, Status, StatusCode, StatusError
-from eventengine.core.resolver import AT_ONCE
+from eventengine.core.resolver import AT_ONCE, Question
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.conformance.fixtures import skip_without_ipv6
@@ -488,3 +489,30 @@ def test_many_answers_at_once_leave_others_their_turns(monkeypatch: pytest.Monke
         for turn in range(1, 4):
             assert given == [*range(turn)]
             host.turn()
+
+
+def test_an_answer_that_came_while_the_loop_stood_still_is_taken_however_late_it_is(
+    server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycares", reason="the extra dns is not installed")
+    from eventengine.resolvers import cares
+
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
+    server.forget()
+    given: list[object] = []
+    with hand_turned() as (engine, host):
+        source = cares.CaresSource(engine._loop, ResolvedAddress.parse(server.text))
+        for number in range(6):  # after these, c-ares knows that the server is quick, and waits a quarter second
+            source.find_texts(Question("", f"nosuch{number}.test"), given.append)
+            while len(given) == number:
+                assert host.poll()
+                host.turn()
+        source.find_texts(Question("", "text.test"), given.append)
+        assert source._channel is not None
+        [fd] = source._sockets
+        assert select.select([fd], [], [], 30)[0]
+        while source._channel.timeout() > 0:
+            pass
+        source._on_timer()
+        assert given[6:] == [["v=spf1 -all", "caf\xe9"]]
+        source.close()

@@ -20,6 +20,7 @@ with what either found. Once one has found something, the other is not asked aga
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -276,7 +277,13 @@ class CaresSource(NameSource):
         self._timer = self._loop.timers.schedule_own(delay, self._on_timer)
 
     def _on_timer(self) -> None:
+        """What has come is read first: the loop may have stood still, and c-ares would take it for late."""
         self._timer = None
+        poll = select.poll()
+        for fd in self._sockets:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(0):
+            self.process_read(fd)
         self.process_read(_NO_SOCKET)
 
 
