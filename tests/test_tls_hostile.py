@@ -100,7 +100,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-BEGINNING = b"\x01\x01\x00\x00\x03\x03" + bytes(16_000)  # of a ClientHello of 64 KiB, as one record has it
+BEGINNING = b"\x01\x00\x3f\x00\x03\x03" + bytes(16_000)  # of a ClientHello of 16,128 bytes, as one record has it
 
 
 @pytest.mark.parametrize("end", ["cancel", "hang up", "close the engine"])

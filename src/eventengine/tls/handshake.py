@@ -12,9 +12,11 @@ Rules:
 4. What OpenSSL has to say is sent before anything else: also the alert that tells the peer why it is refused. Only a
    server's tickets, which follow the handshake of TLS 1.3, are left to the new endpoint (rule 4 of `steps`).
 5. A server begins by reading: before it has heard the client, OpenSSL has nothing to do.
-6. What the peer sends is charged until the handshake ends, though OpenSSL has it: up to 128 KiB of a message that is
+6. What the peer sends is charged until the handshake ends, though OpenSSL has it: up to 100 KiB of a message that is
    never whole, from a peer that nobody knows yet. Who ends the handshake gives back what is in `_fed`, and so does the
    chain, when it adds to that and finds that the end came first.
+7. OpenSSL takes room for as much as a message says that it will have. So a server's does not see a ClientHello before
+   that is whole: see `hello`. Certificates are not kept from it, for with TLS 1.3 they are encrypted.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from eventengine.memory import MemoryAllocator
 from eventengine.slices import SliceBuffer
 from eventengine.status import BusyResourceError, ClosedResourceError, ForkedProcessError, Status, StatusCode
 from eventengine.tls.endpoint import TLSEndpoint
+from eventengine.tls.hello import REFUSAL, ClientHello
 from eventengine.tls.session import Session
 from eventengine.tls.statuses import status_of, unexpected_end
 
@@ -145,6 +148,7 @@ class Handshake:
         "_engine",
         "_fed",
         "_first",
+        "_hello",
         "_incoming",
         "_memory",
         "_on_done",
@@ -176,6 +180,9 @@ class Handshake:
         self._charge = 0
         self._fed: list[int] = []
         self._first = b""
+        self._hello: ClientHello | None = None
+        if tls.server_side:
+            self._hello = ClientHello(asks_for_certificates=tls.context.verify_mode is not ssl.CERT_NONE)
         self._outcome: Status | None = None
         self._timer: TaskHandle | None = None
         self._open = None
@@ -247,7 +254,7 @@ class Handshake:
 
     def _step(self) -> bool:
         """True: the end of what is outstanding below goes on from here, or this was the end."""
-        if self._outcome is None:
+        if self._outcome is None and self._has_news():
             try:
                 self._tls.do_handshake()
                 self._outcome = _OK
@@ -272,12 +279,30 @@ class Handshake:
             return True
         return self._take(_OK)
 
+    def _has_news(self) -> bool:
+        """Rule 7. Whether there is anything for OpenSSL to do."""
+        if self._hello is None:
+            return True
+        passed = self._hello.passed()
+        if self._hello.is_over:
+            self._hello = None
+        if isinstance(passed, Status):
+            self._outgoing.write(REFUSAL)
+            self._outcome = passed
+            return False
+        self._incoming.write(passed)
+        return bool(passed)
+
     @property
     def _leaves_tickets(self) -> bool:
         return self._outcome is _OK and self._tls.server_side and self._tls.version() == "TLSv1.3"
 
     def _send(self) -> bool:
         data = self._outgoing.read()
+        if self._hello is not None:
+            self._incoming.write(self._hello.answered(data))
+            if self._hello.is_over:
+                self._hello = None
         self._charge = self._memory.take(len(data), len(data))
         done = False
         try:
@@ -315,7 +340,10 @@ class Handshake:
         for part in self._ciphertext._parts:
             if len(self._first) < _FIRST:
                 self._first += bytes(part[: _FIRST - len(self._first)])
-            self._incoming.write(part)
+            if self._hello is None:
+                self._incoming.write(part)
+            else:
+                self._hello.take(part)
             del part  # or its block would not go back to the pool
         size = len(self._ciphertext)
         self._ciphertext.clear()
