@@ -330,41 +330,85 @@ def test_what_is_kept_of_a_hello_is_charged_no_more_when_the_handshake_ends(end:
         assert len(it.outcomes) == (0 if end == "cancel" else 1)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc")
-def test_what_hellos_claim_takes_no_memory_and_abandoned_ones_leave_nothing() -> None:
-    """Each took 150 KiB."""
+class Many(NamedTuple):
+    host: HandTurnedHost
+    quota: ResourceQuota
+    peers: list[socket.socket]
+    outcomes: list[Endpoint | Status]
+    before: int
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    @property
+    def grown(self) -> float:
+        """By how much the process has grown for each handshake, in KiB."""
+        return (_resident() - self.before) / len(self.peers) / 1024
 
-    many = 200
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def many(count: int, context: ssl.SSLContext) -> Iterator[Many]:
+    """So many handshakes that wait for their clients, which hang up in the end; nothing is left of them then."""
     quota = ResourceQuota("hellos", memory="8MiB")
-    context = certificates().server_context()
     outcomes: list[Endpoint | Status] = []
     with hand_turned() as (engine, host), ExitStack() as peers:
         allocator = quota.create_memory_allocator("tls")
-        handshakes: list[tls.Handshake] = []
+        begun: list[None] = []
 
         def secure(endpoint: Endpoint) -> None:
-            handshakes.append(
-                tls.accept(engine, outcomes.append, endpoint, context, memory_allocator=allocator, timeout=TIMEOUT)
-            )
+            tls.accept(engine, outcomes.append, endpoint, context, memory_allocator=allocator, timeout=TIMEOUT)
+            begun.append(None)
 
         listener, address = listen(engine, secure, quota)
-        before = resident()
-        for number in range(many):
-            peer = peers.enter_context(socket.create_connection(address, TIMEOUT))
-            peer.sendall(claiming(131_396 if number % 2 else 16_000))
-        host.until(lambda: len(handshakes) == many)
-        host.settle()
-        grown = resident() - before
-        assert len(outcomes) == many // 2  # those that claimed more than any has
-        assert quota.memory.used == many // 2 * len(claiming(16_000))
-        assert grown / many < 40 * 1024
+        before = _resident()
+        connections = [peers.enter_context(socket.create_connection(address, TIMEOUT)) for _ in range(count)]
+        host.until(lambda: len(begun) == count)
+        yield Many(host, quota, connections, outcomes, before)
         peers.close()
-        host.until(lambda: len(outcomes) == many)
+        host.until(lambda: len(outcomes) == count)
         listener.close()
         allocator.close()
         host.settle()
         assert quota.memory.used == 0
         assert all(isinstance(outcome, Status) for outcome in outcomes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+def test_what_hellos_claim_takes_no_memory_and_abandoned_ones_leave_nothing() -> None:
+    """Each took 150 KiB."""
+    with many(200, certificates().server_context()) as it:
+        for number, peer in enumerate(it.peers):
+            peer.sendall(claiming(131_396 if number % 2 else 16_000))
+        it.host.settle()
+        assert len(it.outcomes) == 100  # those that claimed more than any has
+        assert it.quota.memory.used == 100 * len(claiming(16_000))
+        assert it.grown < 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+def test_what_stops_amid_certificates_takes_what_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    certificate = certificates().path("client").read_bytes()
+    der = ssl.PEM_cert_to_DER_cert(certificate[certificate.index(b"-----BEGIN CERT") :].decode())
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(certificate + certificate[certificate.index(b"-----BEGIN CERT") :] * (90_000 // len(der)))
+    of_clients = certificates().client_context()
+    of_clients.load_cert_chain(chain)
+    with many(30, certificates().server_context(asks_the_client=True)) as it:
+        clients = [
+            (of_clients.wrap_bio(incoming, outgoing, server_hostname=HOST), incoming, outgoing)
+            for incoming, outgoing in ((ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in it.peers)
+        ]
+        for peer, client in zip(it.peers, clients, strict=True):
+            peer.sendall(says(client))
+        it.host.settle()
+        for peer, client in zip(it.peers, clients, strict=True):
+            client[1].write(peer.recv(1 << 16))
+            certificates_of_client = says(client)
+            assert len(certificates_of_client) > 90_000
+            peer.sendall(certificates_of_client[:17_000])
+        grown, before = it.grown, it.quota.memory.used
+        it.host.settle()
+        assert it.outcomes == []
+        assert it.quota.memory.used == before + 30 * 17_000
+        assert it.grown - grown < 185
