@@ -949,6 +949,26 @@ def test_plaintext_that_was_put_aside_comes_before_what_came_after_it(
     assert bytes(buffer) == b"first, second, third, fourth"
 
 
+def test_a_block_that_brings_no_plaintext_goes_back_to_its_pool() -> None:
+    """Or the end of each connection would cost the next one a new block."""
+    client, server = TLSEnd(certificates().client_context(), HOST), TLSEnd(certificates().server_context())
+    while not all([client.shakes(server), server.shakes(client)]):
+        pass
+    memory = MemoryQuota()
+    decrypter = decrypting.Decrypter(server.tls, server.incoming, memory)
+    with suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    ending = client.outgoing.read()
+    block = memory.try_block(8192)
+    assert block is not None
+    block[: len(ending)] = ending
+    parts = [memoryview(block)[: len(ending)]]
+    del block
+    assert decrypter.take(parts, SliceBuffer())
+    assert decrypter.end is not None
+    assert (len(memory.pools[8192]), memory.used) == (1, 0)
+
+
 class TLSEnd:
     def __init__(self, context: ssl.SSLContext, host: str | None = None) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -89,8 +89,9 @@ class Decrypter:
         self._give_aside(buffer)
         if self._under_way is not None:
             (room, fed, done), self._under_way = self._under_way, None
-            self._decrypt(room, fed, done, buffer, stays=True)
+            rooms = [room]
             del room
+            self._decrypt(rooms, fed, done, buffer, stays=True)
         ciphertext.reverse()
         while ciphertext and self.end is None and not self.is_tired:
             if self._may_have_more:  # which comes first
@@ -98,16 +99,16 @@ class Decrypter:
                 if self.is_tired:
                     break
             part = ciphertext.pop()
-            if is_unshared(part):
+            is_ours = is_unshared(part)
+            parts = [part]
+            del part
+            if is_ours:
                 if self._may_have_more:  # and does not fit in
-                    self._incoming.write(part)
-                    self._decrypt(part, len(part), 0, buffer)
+                    self._decrypt(parts, self._incoming.write(parts[0]), 0, buffer)
                 else:
-                    self._decrypt(part, 0, 0, buffer, stays=True)
+                    self._decrypt(parts, 0, 0, buffer, stays=True)
             else:
-                self._incoming.write(part)
-                parts = [part]
-                del part
+                self._incoming.write(parts[0])
                 recycle_last(parts)
                 self._may_have_more = True
                 self.give(buffer)
@@ -132,9 +133,9 @@ class Decrypter:
                 if not whatever_the_quota_says:
                     return
                 block = self._memory.make_block(SMALLEST_BLOCK, size)
-            room = memoryview(block)
+            rooms = [memoryview(block)]
             del block
-            self._decrypt(room, len(room), 0, buffer)
+            self._decrypt(rooms, len(rooms[0]), 0, buffer)
 
     def _give_aside(self, buffer: SliceBuffer) -> None:
         if self._aside:
@@ -154,9 +155,13 @@ class Decrypter:
         """Keeps plaintext that nobody has asked for yet."""
         self._aside += plaintext._parts
 
-    def _decrypt(self, room: memoryview, fed: int, done: int, buffer: SliceBuffer, *, stays: bool = False) -> None:
-        """Fills `room` with plaintext from `done` on, and gives OpenSSL what is in it from `fed` on. If tired, a room
-        that `stays` is left as it is."""
+    def _decrypt(
+        self, rooms: list[memoryview], fed: int, done: int, buffer: SliceBuffer, *, stays: bool = False
+    ) -> None:
+        """Takes the one room out of `rooms`, which nobody else holds, or it could not go back to its pool; fills it
+        with plaintext from `done` on, and gives OpenSSL what is in it from `fed` on. If tired, a room that `stays` is
+        left as it is."""
+        room = rooms.pop()
         incoming = self._incoming
         read = cast("Callable[[int, memoryview], int]", self._tls.read)
         size = len(room)
@@ -200,9 +205,9 @@ class Decrypter:
             buffer._parts.append(room if done == size else room[:done])
             buffer._length += done
         else:
-            parts = [room]
+            rooms.append(room)
             del room
-            recycle_last(parts)
+            recycle_last(rooms)
 
     def _look_at_the_clock(self) -> None:
         now = monotonic()
