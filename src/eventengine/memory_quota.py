@@ -174,11 +174,14 @@ class MemoryQuota:
     def take(self, minimum: int, most: int) -> int:
         """Counts between `minimum` and `most` bytes as taken, and says how many. Never fails."""
         with self._lock:
-            self._fold()
-            amount = self._sized(minimum, most)
-            self._trim(self._taken + amount - self._size)
+            if self._given:
+                self._fold()
+            amount = minimum if minimum == most else self._sized(minimum, most)
+            if self._taken + amount > self._size:
+                self._trim(self._taken + amount - self._size)
             self._count(amount)
-        self._reclaim()
+        if self._taken > self._size or self.waiters or self.bulk_waiters:
+            self._reclaim()
         return amount
 
     def try_take(self, amount: int, leave: int = 0) -> bool:

@@ -90,6 +90,8 @@ class SocketEndpoint(WritingHalf, SupportsFileDescriptor):
 
     def __del__(self) -> None:
         try:
+            if self._closed:  # as a rule; an exception costs more
+                return
             del self._open
         except AttributeError:
             return

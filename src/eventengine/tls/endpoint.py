@@ -189,6 +189,8 @@ class TLSEndpoint(Turns, HalfCloseable):
 
     def __del__(self) -> None:
         try:
+            if self._closed:  # as a rule; an exception costs more
+                return
             del self._open
         except AttributeError:
             return

@@ -56,8 +56,12 @@ class Secured:
         self.peer_certificate = tls.getpeercert()
         self.peer_certificate_der = tls.getpeercert(binary_form=True)
         self._session = session
-        self._checked_host = tls.server_hostname if tls.context.check_hostname else None
-        self._verify_mode = tls.context.verify_mode
+        self._checked_host: str | None = None
+        self._verify_mode = ssl.CERT_NONE
+        if not tls.server_side:  # which has no session to tell what was checked for
+            context = tls.context
+            self._checked_host = self.server_name if context.check_hostname else None
+            self._verify_mode = context.verify_mode
 
     @property
     def session(self) -> Session | None:
