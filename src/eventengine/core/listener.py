@@ -16,6 +16,10 @@ Who may touch what:
 A connection is accepted only with a place in the quota's `connections`. Without one, or without a file descriptor
 left, the sockets are not watched (the kernel's backlog keeps the connections) until a place comes back or a second
 has passed.
+
+An accept(2) in vain costs as much as one that brings a connection, so an event asks for no more than the last ones
+had: where connections come one by one, for one. It is level-triggered, and comes again when there are more; for as long
+as there are, it asks for twice as many each time.
 """
 
 from __future__ import annotations
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["Acceptor", "OnAccept", "SocketListener"]
 
 ACCEPTS_PER_EVENT: Final = 64
+LONE_EVENTS: Final = 8
+"""Events that had one connection, after which the next looks whether there are two."""
 PAUSE: Final = 1.0
 """Seconds until the next try when there are no file descriptors or buffers, as in gRPC's posix listener, or the socket
 fails."""
@@ -70,7 +76,7 @@ OnAccept = Callable[[Endpoint, MemoryAllocator], object]
 class _ListeningSocket:
     """One bound socket; `local` is its address where accepted connections have the same."""
 
-    __slots__ = ("_acceptor", "fd", "file", "hands_down_nothing", "local", "port", "sock")
+    __slots__ = ("_acceptor", "expected", "fd", "file", "hands_down_nothing", "local", "lone", "port", "sock")
 
     def __init__(
         self,
@@ -86,6 +92,8 @@ class _ListeningSocket:
         self.fd = sock.fileno()
         self.file = file
         self.hands_down_nothing = is_adopted or not options_are_inherited(sock.family)
+        self.expected = ACCEPTS_PER_EVENT  # of connections, at the next event
+        self.lone = 0  # events, one after another, that had one connection
         self.port = address.port
         self.local = None if address.is_wildcard else address.normalized()
 
@@ -307,7 +315,7 @@ class Acceptor:
                 self._places.wake_one()
 
     def accept_from(self, listening: _ListeningSocket) -> None:
-        for _ in range(ACCEPTS_PER_EVENT):
+        for n in range(listening.expected):
             if self._closed or self._paused:
                 return
             places = self._places
@@ -320,6 +328,8 @@ class Acceptor:
                 if self._is_limited:
                     self._give_place_back()
                 if isinstance(error, BlockingIOError):
+                    listening.expected = max(n, 1)
+                    listening.lone = 0
                     return
                 if error.errno in _OF_ONE_CONNECTION:
                     continue
@@ -350,6 +360,9 @@ class Acceptor:
                 with self._lock:
                     self._running += 1
                 self._loop.run_callback(self._deliver, endpoint, allocator)
+        listening.lone += 1
+        if listening.expected > 1 or listening.lone == LONE_EVENTS:
+            listening.expected = min(2 * listening.expected, ACCEPTS_PER_EVENT)
 
     def _give_place_back(self) -> None:
         if self._give_place is not None:
