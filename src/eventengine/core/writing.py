@@ -6,6 +6,9 @@ for a socket is writable again only when its peer has read, and all was handed o
 An error is kept in `_unwritable` for all later writes, and for the read that finds the socket at its end, for the
 kernel reports one once, to whichever call comes first. EPIPE says nothing about the other direction, nor does a lack of
 memory; but after either nothing is written any more, for a part may have gone.
+
+What stands on an endpoint, as TLS does, may `send_at_once`: on the loop's thread alone, where nobody closes the socket
+meanwhile, and while it has no write outstanding, or bytes would overtake those of that.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Rules:
    was left, until `_again` stays clear, and looks at `_again` once more after letting go; who does not get it leaves
    the news to who has it. So nothing is left lying, one thread at a time is in `ssl`, and no thread waits for another.
    A garbage collection in the middle of a turn may call us, too, from a finalizer: it finds `_in_turn`.
+   A write beside which nothing is to be done takes a turn of fewer steps (`_write_at_once`): under the strand, too, and
+   with the same look at `_again` after it.
 3. All that is in `steps`, `decrypting` and `encrypting` is called within a turn only.
 4. No callback is called within a turn. What a turn ended is told after it: to the call that took the turn, if it is
    that call's own operation; directly, if the turn was taken by a callback from below, for callbacks may run there;
