@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from eventengine.memory import MemoryAllocator, MemoryRequest
+from eventengine.memory_quota import MemoryQuota
 from eventengine.quota import ResourceQuota
-from eventengine.slices import Block, Slice, SliceBuffer, is_unshared
+from eventengine.slices import Block, Slice, SliceBuffer, is_unshared, recycle_all, recycle_last
 from eventengine.status import EmptyBufferError
 from together import run_script, run_together
 
@@ -324,6 +325,19 @@ def test_blocks_are_used_again_only_where_a_gil_makes_the_count_of_references_ex
     part = slices.Slice(parts.pop())
     del part
     assert (is_unshared, len(pool), owner.given) == ((True, 2, []) if gil else (False, 0, [SIZE, SIZE]))
+
+
+@pytest.mark.parametrize("recycle", [recycle_last, recycle_all])
+@pytest.mark.parametrize("add", [MemoryQuota.add_waiter, MemoryQuota.add_bulk_waiter])
+def test_who_waits_is_woken_when_a_block_that_was_written_goes_back(
+    recycle: Callable[[list[memoryview]], None], add: Callable[[MemoryQuota, Callable[[], object]], None]
+) -> None:
+    quota = MemoryQuota(1 << 20)
+    parts = [memoryview(quota.make_block(SIZE, SIZE))]
+    woken: list[None] = []
+    add(quota, lambda: woken.append(None))
+    recycle(parts)
+    assert (woken, parts, quota.used) == ([None], [], 0)
 
 
 def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None:
