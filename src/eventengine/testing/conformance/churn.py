@@ -22,14 +22,15 @@ MATERIAL = bytes(10 << 20)
 
 
 def _talk_to_the_doomed(accepting: Accepting, size: int) -> None:
-    """Sends `size` bytes, or what can be sent of them, and sees the end, in whatever way it comes."""
-    with connect(accepting.address, receive_buffer_size=SLOW) as oracle:
-        try:
+    """Sends `size` bytes, or what can be sent of them, and sees the end, in whatever way it comes: a reset may be there
+    before `connect` has looked, and is its outcome then."""
+    try:
+        with connect(accepting.address, receive_buffer_size=SLOW) as oracle:
             oracle.sendall(memoryview(MATERIAL)[:size])
             while oracle.recv(1 << 16):
                 pass
-        except ConnectionError:
-            pass
+    except ConnectionError:
+        pass
 
 
 def _closing_read(app: Application, endpoint: Endpoint) -> Callback[Status]:
