@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from eventengine.memory import MemoryAllocator, MemoryRequest
 from eventengine.memory_quota import MemoryQuota
 from eventengine.quota import ResourceQuota
-from eventengine.slices import Block, Slice, SliceBuffer, is_unshared, recycle_all, recycle_last
+from eventengine.slices import Block, Pool, Slice, SliceBuffer, is_unshared, recycle_all, recycle_last
 from eventengine.status import EmptyBufferError
 from together import run_script, run_together
 
@@ -338,6 +338,23 @@ def test_who_waits_is_woken_when_a_block_that_was_written_goes_back(
     add(quota, lambda: woken.append(None))
     recycle(parts)
     assert (woken, parts, quota.used) == ([None], [], 0)
+
+
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="no count of references is exact without a GIL"
+)
+@pytest.mark.parametrize("recycle", [recycle_last, recycle_all])
+def test_of_what_was_written_go_back_the_blocks_that_nobody_else_refers_to(
+    recycle: Callable[[list[memoryview]], None],
+) -> None:
+    owner, pool = Owner(), Pool(8)
+    held, free = memoryview(Block(SIZE, owner, pool)), memoryview(Block(SIZE, owner, pool))
+    free[:] = DATA
+    parts = [held, free, memoryview(Block(SIZE, owner, None)), memoryview(bytearray(SIZE))]
+    del free
+    while parts:
+        recycle(parts)
+    assert ([bytes(block) for block in pool], owner.given) == ([DATA], [SIZE])
 
 
 def test_a_debugger_that_watches_the_import_does_not_make_views_unsafe() -> None:

@@ -1,4 +1,4 @@
-"""The soak of `benchmarks.soak`, for half a minute: in a process of its own, whose memory it looks at."""
+"""The soak of `benchmarks.soak`, for a minute: in a process of its own, whose memory it looks at."""
 
 from __future__ import annotations
 
