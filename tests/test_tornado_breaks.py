@@ -35,7 +35,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
 from eventengine import ResourceQuota
-from eventengine.bridges.tornado import QuotaHTTPServer, heads, refusing, streams
+from eventengine.bridges.tornado import QuotaHTTPServer, endings, heads, refusing, streams
 from eventengine.bridges.tornado.accepting import Gate, Place
 from eventengine.bridges.tornado.bound import Bound
 from eventengine.bridges.tornado.reads import Bounded, bounded, taken_over
@@ -592,7 +592,7 @@ def test_a_request_that_is_gone_when_it_would_finish_gives_back_what_it_holds() 
 
     called: list[int] = []
     request = Connection()
-    streams.call_when_finished(lambda: called.append(1), cast("Any", request))
+    endings.call_when_finished(lambda: called.append(1), cast("Any", request))
     finish = request.finish
     del request
     gc.collect()

@@ -53,7 +53,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from eventengine import ResolvedAddress, ResourceQuota, admission, tally
-from eventengine.bridges.twisted import QuotaClientEndpoint, QuotaServerEndpoint, bound, transports
+from eventengine.bridges.twisted import QuotaClientEndpoint, QuotaServerEndpoint, bound, charged
 from eventengine.bridges.twisted.reactor import QuotaReactor
 from eventengine.idle import _LOOKED
 from loops import TIMEOUT, ReactorLoop, closing, nothing_left
@@ -1065,7 +1065,7 @@ def test_who_is_cut_gives_its_memory_back_at_once_and_is_told_in_a_later_turn(ma
         writing.write(bytes(300 * KIB))
         return home.memory.used - before, len(hog.losses)
 
-    assert home.call(write) == (300 * KIB + transports._PIECE, 0)
+    assert home.call(write) == (300 * KIB + charged._PIECE, 0)
     until(lambda: hog.losses)
 
 

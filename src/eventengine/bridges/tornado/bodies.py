@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
+from eventengine.bridges.tornado.endings import has_ended
 from eventengine.bridges.tornado.refusing import DEAF, refuse
-from eventengine.bridges.tornado.streams import has_ended
 from eventengine.memory_quota import format_size
 
 if TYPE_CHECKING:

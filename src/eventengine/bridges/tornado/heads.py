@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, cast
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
 from eventengine.bridges.tornado.bodies import Body
+from eventengine.bridges.tornado.endings import has_ended
 from eventengine.bridges.tornado.reads import taken_over
 from eventengine.bridges.tornado.refusing import DEAF, refuse
-from eventengine.bridges.tornado.streams import has_ended
 from eventengine.bridges.tornado.websockets import Message
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from tornado.routing import Router
 from eventengine.admission import Admission
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
+from eventengine.bridges.tornado.endings import call_when_finished
 from eventengine.bridges.tornado.heads import Head
-from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, call_when_finished, counted
+from eventengine.bridges.tornado.streams import READ_AHEAD, Counted, counted
 from eventengine.quota import as_quota
 from eventengine.upload import Upload
 

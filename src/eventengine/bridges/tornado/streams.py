@@ -16,13 +16,14 @@ import contextlib
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.concurrent import Future
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError
 
 from eventengine.bridges.tornado.bound import COST, TLS_COST
+from eventengine.bridges.tornado.endings import call_when_finished
 from eventengine.memory import Reservation
 from eventengine.unsent import Pieces
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from eventengine.bridges.tornado.bound import Bound
     from eventengine.unsent import Unsent
 
-__all__ = ["READ_AHEAD", "Counted", "Shaking", "call_when_finished", "counted", "has_ended", "made_anew", "opened"]
+__all__ = ["READ_AHEAD", "Counted", "Shaking", "counted", "made_anew", "opened"]
 
 READ_AHEAD: Final = 4096
 """Bytes that a stream reads at a time while it receives no body and there is little room."""
@@ -271,54 +272,6 @@ class Counted(IOStream):
                 self.bound.loop.call_soon_threadsafe(give_back)
             except RuntimeError:  # the loop was closed
                 give_back()
-
-
-class _Ending:
-    """Stands for the methods by which a request ends."""
-
-    __slots__ = ("_find", "_functions")
-
-    def __init__(self, request: HTTP1Connection) -> None:
-        self._find = weakref.ref(request)
-        self._functions: list[Callable[[], object]] = []
-        request.finish = self._finish  # type: ignore[method-assign]  # where nobody calls it, it is collected with that
-        request.detach = self._detach  # type: ignore[method-assign]
-
-    @classmethod
-    def of(cls, request: HTTP1Connection) -> _Ending | None:
-        found = getattr(vars(request).get("finish"), "__self__", None)
-        return found if isinstance(found, cls) else None
-
-    def call_when_ended(self, function: Callable[[], object]) -> None:
-        self._functions.append(function)
-
-    def end(self) -> HTTP1Connection | None:
-        functions, self._functions = self._functions, []
-        for function in functions:
-            function()
-        return self._find()
-
-    def _finish(self) -> None:
-        request = self.end()
-        if request is not None:
-            type(request).finish(request)
-
-    def _detach(self) -> IOStream:
-        request = cast("HTTP1Connection", self.end())  # of which it was called
-        return type(request).detach(request)
-
-
-def call_when_finished(function: Callable[[], object], request: HTTP1Connection) -> None:
-    """The client has left, and the handler, whose request knows its connection, goes on: with `finish`, as a rule, or
-    with `detach`."""
-    (_Ending.of(request) or _Ending(request)).call_when_ended(function)
-
-
-def has_ended(request: HTTP1Connection) -> None:
-    """It will not finish: its body was not received whole."""
-    ending = _Ending.of(request)
-    if ending is not None:
-        ending.end()
 
 
 def _give_back(bound: Bound, unsent: Unsent | None, head: int, cost: int | None) -> None:

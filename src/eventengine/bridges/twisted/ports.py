@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import tcp, unix
 
 from eventengine.bridges.twisted.bound import COST, TLS_COST, Bound
-from eventengine.bridges.twisted.transports import (
-    QuotaClient,
-    QuotaServer,
-    QuotaUNIXClient,
-    QuotaUNIXServer,
-    is_tls_factory,
-)
+from eventengine.bridges.twisted.charged import is_tls_factory
+from eventengine.bridges.twisted.transports import QuotaClient, QuotaServer, QuotaUNIXClient, QuotaUNIXServer
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
