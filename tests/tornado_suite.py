@@ -115,7 +115,7 @@ def run() -> None:
     suite = TestSuite(defaultTestLoader.loadTestsFromModule(importlib.import_module(name)) for name in names)
     out, sys.stdout = sys.stdout, io.StringIO()
     suite.run(Collector())
-    json.dump(Collector.outcomes, out)
+    print(json.dumps(Collector.outcomes), file=out, flush=True)  # at the exit it is not sure to be flushed
 
 
 run()

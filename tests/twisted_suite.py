@@ -92,7 +92,7 @@ def run() -> None:
                 suite.addTest(loader.loadClass(each))
     out, sys.stdout = sys.stdout, io.StringIO()
     TrialRunner(Collector, workingDirectory="trial").run(suite)
-    json.dump(Collector.outcomes, out)
+    print(json.dumps(Collector.outcomes), file=out, flush=True)  # at the exit it is not sure to be flushed
 
 
 run()
