@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import ssl
 import subprocess
@@ -13,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import engines
 from engines import new_uvloop, running, running_reactor
 from eventengine import Endpoint, MemoryAllocator, ResourceQuota
 from eventengine.testing.oracle import TIMEOUT
 
-if importlib.util.find_spec("twisted"):
+if engines.is_installed("twisted"):
     from twisted.internet import tcp
 
     tcp._reservedFD.reserve()  # else the first port that listens opens it, for the rest of the process
@@ -336,4 +336,4 @@ STAGES: dict[str, tuple[str, Callable[[], Any]]] = {
 
 
 def is_installed(name: str) -> bool:
-    return importlib.util.find_spec(STAGES[name][0]) is not None
+    return engines.is_installed(STAGES[name][0])

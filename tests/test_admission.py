@@ -716,7 +716,7 @@ assert os.waitstatus_to_exitcode(status) == 0
     [
         ("eventengine", "eventengine.admission", "Admission", "Admission(ResourceQuota().memory, None)"),
         ("tornado", "eventengine.bridges.tornado.bound", "Bound", "Bound.of(ResourceQuota(), object())"),
-        ("twisted", "eventengine.bridges.twisted.bound", "Bound", "Bound.of(ResourceQuota(), object())"),
+        ("twisted.internet", "eventengine.bridges.twisted.bound", "Bound", "Bound.of(ResourceQuota(), object())"),
     ],
     ids=["admission", "tornado", "twisted"],
 )

@@ -18,7 +18,7 @@ from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, pattern
 
-pytest.importorskip("twisted", reason="needs the extra twisted")
+pytest.importorskip("twisted.internet", reason="needs the extra twisted")
 pytest.importorskip("bcrypt", reason="twisted.conch needs it")
 pytest.importorskip("cryptography", reason="twisted.conch needs it")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import queue
 import threading
 from collections.abc import Iterator
@@ -29,8 +28,7 @@ from eventengine.testing.application import Application, Callback
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, connect, pattern, receive, receive_all
 
-if not importlib.util.find_spec("twisted"):
-    pytest.skip("twisted is not installed", allow_module_level=True)
+pytest.importorskip("twisted.internet", reason="twisted is not installed")
 
 from twisted.internet import error
 from twisted.internet.protocol import Factory, Protocol

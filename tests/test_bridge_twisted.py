@@ -26,7 +26,7 @@ from bridge_cases import (
 from loops import Clock as StandingClock
 from loops import MakeLoop, ReactorLoop, UserLoop, new_uvloop, skip_without_uvloop
 
-pytest.importorskip("twisted", reason="Twisted is not installed")
+pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 
 from twisted.internet import tcp
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor

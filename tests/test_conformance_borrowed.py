@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -10,6 +9,7 @@ from functools import partial
 import pytest
 
 from borrowing import BORROWED, BorrowedKind, borrowing
+from engines import is_installed
 from eventengine import EventEngine, ResourceQuota
 from eventengine.testing.conformance import *
 
@@ -18,7 +18,7 @@ from eventengine.testing.conformance import *
 def kind(request: pytest.FixtureRequest) -> BorrowedKind:
     kind: BorrowedKind = request.param
     for module in kind.needs:
-        if importlib.util.find_spec(module) is None:
+        if not is_installed(module):
             pytest.skip(f"{module} is not installed")
     return kind
 

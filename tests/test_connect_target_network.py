@@ -72,7 +72,8 @@ with (
 @pytest.mark.parametrize("engine", ["default", "asyncio", "tornado", "twisted"])
 def test_a_family_whose_packets_vanish_is_overtaken_by_the_other(engine: str) -> None:
     if engine in ("tornado", "twisted"):
-        pytest.importorskip(engine, reason=f"the extra {engine} is not installed")
+        module = "twisted.internet" if engine == "twisted" else engine
+        pytest.importorskip(module, reason=f"the extra {engine} is not installed")
     if not (shutil.which("unshare") and shutil.which("ip")):
         pytest.skip("unshare and ip are not installed")
     unshared = ["unshare", "--map-root-user", "--net", sys.executable]

@@ -333,7 +333,7 @@ def test_a_bounded_site_of_tornado_serves_from_processes_that_it_has_forked(
 def test_bounded_sites_of_twisted_serve_from_a_socket_that_they_share(
     processes: Callable[..., subprocess.Popen[str]],
 ) -> None:
-    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)  # which Twisted leaves to who hands it over
         port = listening.getsockname()[1]

@@ -119,7 +119,7 @@ def test_a_close_from_elsewhere_in_the_last_moment_of_a_loop_is_done_by_the_next
 def test_a_wake_that_the_end_of_a_twisted_thread_overtakes_reaches_a_pipe_that_is_still_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("twisted", reason="twisted is not installed")
+    pytest.importorskip("twisted.internet", reason="twisted is not installed")
     from eventengine.bridges.twisted import TwistedEventEngine
 
     with nothing_left():

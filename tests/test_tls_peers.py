@@ -230,7 +230,7 @@ reactor.run()
 
 @contextmanager
 def twisted(script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    pytest.importorskip("twisted", reason="the extra twisted is not installed")
+    pytest.importorskip("twisted.internet", reason="the extra twisted is not installed")
     pytest.importorskip("OpenSSL", reason="Twisted's TLS needs pyOpenSSL")
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, *arguments],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,8 +11,7 @@ import pytest
 
 from eventengine import ResourceQuota
 
-if not importlib.util.find_spec("twisted"):
-    pytest.skip("twisted is not installed", allow_module_level=True)
+pytest.importorskip("twisted.internet", reason="twisted is not installed")
 
 from twisted.internet.protocol import Factory, Protocol
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("twisted", reason="Twisted is not installed")
+pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 pytest.importorskip("h2", reason="h2 is not installed")
 pytest.importorskip("priority", reason="priority is not installed")
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("twisted", reason="Twisted is not installed")
+pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 
 import twisted
 from twisted.internet import tcp

@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("twisted", reason="Twisted is not installed")
+pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 
 import twisted.internet
 from twisted.internet import tcp
