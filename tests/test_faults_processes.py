@@ -119,8 +119,9 @@ def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(program: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+        warnings = ["-W", "error", "-W", "ignore:'cgi' is deprecated:DeprecationWarning"]  # see pyproject.toml
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
+            [sys.executable, *warnings, "-c", program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
