@@ -12,7 +12,7 @@ import ssl
 import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -682,6 +682,34 @@ def test_a_server_that_finds_room_at_its_second_look_accepts_on(monkeypatch: pyt
     run(case)
 
 
+def test_sockets_with_room_for_no_connection_do_not_wake_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[int]()
+
+    def may_open(_: Connections, cost: int) -> bool:
+        looks.append(cost)
+        return False
+
+    monkeypatch.setattr(Connections, "may_open", may_open)
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        server = QuotaHTTPServer(Site(Delegate()), quota=quota)
+        sockets = [bind_sockets(0, "127.0.0.1")[0] for _ in range(3)]
+        server.add_sockets(sockets)
+        with ExitStack() as stack:
+            for sock in sockets:
+                stack.enter_context(connected(sock.getsockname()[1]))
+            await until(lambda: len(looks) >= 6)  # two of each
+            quota.memory.give(quota.memory.take(1, 1))
+            await until(lambda: len(looks) >= 12)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert len(looks) == 12
+            server.stop()
+
+    run(case)
+
+
 @pytest.mark.parametrize("is_open", [False, True])
 def test_a_place_that_comes_when_a_server_has_stopped_or_its_loop_was_closed_goes_to_the_next(
     is_open: bool,
@@ -701,7 +729,7 @@ def test_a_place_that_comes_when_a_server_has_stopped_or_its_loop_was_closed_goe
         gate.close()
     assert quota.connections.try_take(lambda: True)
     assert not quota.connections.try_take(lambda: woken.append(1))
-    assert gate._on_room()
+    gate._on_room()
     gate._on_place()
     assert woken == [1]
     gate.close()

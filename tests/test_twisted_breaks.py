@@ -139,6 +139,28 @@ def test_a_port_that_finds_room_at_its_second_look_accepts_on(home: Home, monkey
     assert len(home.built) == 1
 
 
+def test_two_ports_with_room_for_no_connection_do_not_wake_one_another(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other: Any = QuotaPort(0, home.factory, 5, "127.0.0.1", home.reactor, home.bound)
+    other.startListening()
+    with closing(other.socket):
+        monkeypatch.setattr(Connections, "may_open", lambda *_: False)
+        home.port.doRead()
+        other.doRead()
+        home.quota.memory.give(home.quota.memory.take(1, 1))
+        for _ in range(3):
+            home.reactor.turn()
+            for port in {home.port, other} & home.reactor.readers:
+                port.doRead()
+        assert home.reactor.posted == []
+        assert home.reactor.readers == set()
+        monkeypatch.undo()
+        home.quota.memory.give(home.quota.memory.take(1, 1))
+        home.reactor.turn()
+        assert home.reactor.readers == {home.port, other}
+
+
 def test_a_port_accepts_nobody_when_its_reactor_is_ending(home: Home) -> None:
     home.connect()
     home.bound._stop_waiting()
@@ -154,7 +176,7 @@ def test_a_port_that_gets_a_place_when_it_waits_no_more_passes_it_on(home: Home)
     assert home.port not in home.reactor.readers
     home.port._leave_the_lines()
     assert not places.try_take(lambda: woken.append(1))
-    assert home.port._on_room()  # another thread was about to call it
+    home.port._on_place()  # another thread was about to call it
     assert woken == [1]
     assert home.reactor.posted == []
 

@@ -3,7 +3,8 @@ stay in the backlog.
 
 Tornado accepts in a loop of its own, which has no hook. So a server is given, for each listening socket, a `Gate` that
 looks like it: its `accept` says that there is nothing more while no place is left, and has the socket watched no longer
-until a place comes back.
+until a place comes back. It waits for memory in bulk: where there is room to read, but for no connection, gates that
+were woken one by the other would wake one another for ever.
 
 A place is taken before a connection is accepted. What becomes of that connection, Tornado does not say: TLS may fail
 before the server hears of it. So who is handed a stream claims its place, and what was not claimed when the loop turns
@@ -13,6 +14,7 @@ goes back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
@@ -67,9 +69,9 @@ class Gate:
         if not bound.connections.may_open(cost):
             bound.crowded.add()
             self._watch(0)
-            self._memory.add_waiter(self._on_room)
+            self._memory.add_bulk_waiter(self._on_room)
             if bound.connections.may_open(cost):  # there was room between the two looks
-                self._memory.wake_next_waiter()
+                self._on_room()
             raise BlockingIOError
         if self._places.size is None:
             return self._sock.accept()
@@ -88,7 +90,7 @@ class Gate:
     def close(self) -> None:
         self._is_closed = True
         self._places.cancel_wait(self._on_place)
-        self._memory.remove_waiter(self._on_room)
+        self._memory.remove_bulk_waiter(self._on_room)
         self._sock.close()
 
     def _on_place(self) -> None:
@@ -102,18 +104,14 @@ class Gate:
                 return
         self._places.wake_one()
 
-    def _on_room(self) -> bool:
-        """Any thread."""
-        if self._is_closed or self._loop is None:
-            return True
-        try:
-            self._loop.call_soon_threadsafe(self._go_on)
-        except RuntimeError:  # the loop was closed
-            return True
-        return False
+    def _on_room(self) -> None:
+        """Any thread. Whether it is enough for a connection, is seen then."""
+        self._memory.remove_bulk_waiter(self._on_room)
+        if not self._is_closed and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._go_on)
 
     def _go_on(self) -> None:
-        self._memory.wake_next_waiter()
         if not self._is_closed:
             self._watch(IOLoop.READ)
         size = self._places.size

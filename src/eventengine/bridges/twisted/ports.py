@@ -3,6 +3,9 @@
 A port leaves connections in the backlog while the quota's memory is used to 0.99, or as many as its `connections` allow
 are open; it accepts on when there is room. `numberAccepts` is how many Twisted's port accepts at a time: no more than
 there is surely room for, since what is left for reading would go to connections, and none of them could go on.
+
+It waits for memory in bulk: where there is room to read, but for no connection, ports that were woken one by the other
+would wake one another for ever.
 """
 
 # Most of Twisted's own transports and of its web server has no types, so what is called on them has none.
@@ -50,7 +53,7 @@ class _Bounded(_Port):
                 super().doRead()
             return
         while self._has_memory():
-            if not places.try_take(self._on_room):
+            if not places.try_take(self._on_place):
                 bound.crowded.add()
                 self._wait()
                 return
@@ -75,9 +78,9 @@ class _Bounded(_Port):
             return True
         bound.crowded.add()
         self._wait()
-        memory.add_waiter(self._on_room)
+        memory.add_bulk_waiter(self._on_memory)
         if bound.connections.may_open(cost):  # there was room between the two looks
-            memory.wake_next_waiter()
+            self._on_memory()
         return False
 
     def has_accepted(self) -> None:
@@ -95,20 +98,23 @@ class _Bounded(_Port):
         self.stopReading()
         self.bound.wait(self)
 
-    def _on_room(self) -> bool:
+    def _on_place(self) -> None:
         """Any thread."""
         if not self._waits or not self.connected or self.disconnecting:
             self._pass_on()
-            return True
+        else:
+            self.bound.call_soon_threadsafe(self._accept_on)
+
+    def _on_memory(self) -> None:
+        """Any thread. Whether it is enough for a connection, is seen then."""
+        self.bound.memory.remove_bulk_waiter(self._on_memory)
         self.bound.call_soon_threadsafe(self._accept_on)
-        return False
 
     def _accept_on(self) -> None:
         if self._waits and self.connected and not self.disconnecting:
             self.stop_waiting()
         else:
             self._pass_on()
-        self.bound.memory.wake_next_waiter()
 
     def stop_waiting(self) -> None:
         """By `Bound` when the reactor ends, too, which finds it as a reader."""
@@ -119,8 +125,8 @@ class _Bounded(_Port):
     def _leave_the_lines(self) -> None:
         if self._waits:
             self._waits = False
-            self.bound.memory.remove_waiter(self._on_room)
-            self.bound.quota.connections.cancel_wait(self._on_room)
+            self.bound.memory.remove_bulk_waiter(self._on_memory)
+            self.bound.quota.connections.cancel_wait(self._on_place)
             self.bound.waits_no_more(self)
 
     def _pass_on(self) -> None:
