@@ -26,8 +26,10 @@ pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 import twisted
 from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
+from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -469,6 +471,79 @@ def test_without_room_for_a_head_who_holds_most_is_aborted_be_it_the_one_that_as
     assert [channel.is_aborted for channel in channels] == [number == worst for number in range(3)]
     assert len(cuts) == 1
     assert quota.memory.used == (sum(sizes) - max(sizes)) << 10
+
+
+class Upgraded(Protocol):
+    def connectionMade(self) -> None:  # noqa: N802
+        cast("Any", self.transport).write(b"hello")
+
+
+def take_over(request: Request) -> int:
+    """As autobahn does."""
+    channel: Any = request.channel
+    transport, channel.transport = channel.transport, None
+    transport.protocol = protocol = Upgraded()
+    protocol.makeConnection(transport)
+    transport.resumeProducing()
+    return NOT_DONE_YET
+
+
+def upgrade(request: Request) -> int:
+    """As Twisted's own websockets do."""
+    cast("Any", request.channel)._protocolUpgradeForWebsockets(Upgraded())
+    return NOT_DONE_YET
+
+
+ways = pytest.mark.parametrize(
+    "way",
+    [
+        take_over,
+        pytest.param(
+            upgrade,
+            marks=pytest.mark.skipif(
+                not hasattr(HTTPChannel, "_protocolUpgradeForWebsockets"), reason="this Twisted has no websockets"
+            ),
+        ),
+    ],
+)
+
+
+@ways
+def test_what_a_head_takes_is_given_back_with_its_channel_though_another_protocol_has_the_connection(
+    serve: Serve, way: Callable[[Request], int]
+) -> None:
+    served = serve("1MiB")
+    cast("Any", served.root).render_GET = way
+    client = served.connect()
+    client.sock.sendall(f"GET / HTTP/1.1\r\n{HEADERS}\r\n".encode())
+    assert client.sock.recv(5) == b"hello"
+    until(lambda: served.memory.used > 50_000)
+    client.sock.shutdown(socket.SHUT_RDWR)
+    until(lambda: not served.quota.connections.used)
+    served.call(gc.collect)
+    assert served.memory.used == 0
+
+
+@ways
+def test_heads_of_connections_that_another_protocol_has_do_not_keep_others_out(
+    serve: Serve, way: Callable[[Request], int]
+) -> None:
+    served = serve("128KiB")
+    cast("Any", served.root).render_GET = way
+    upgraded = served.connect()
+    upgraded.sock.sendall(f"GET / HTTP/1.1\r\n{HEADERS}\r\n".encode())
+    assert upgraded.sock.recv(5) == b"hello"
+    until(lambda: served.memory.used > 50_000)
+    served.root.is_held = True
+    client = served.connect()
+    client.begin(b"x", 1, more=HEADERS[: HEADERS.index("x350:")])
+    until(lambda: served.root.held)
+    served.call(served.root.let_go)
+    assert client.answer() == (200, digest(b"x"))
+    with contextlib.suppress(OSError):  # it was aborted, where that can be done
+        upgraded.sock.shutdown(socket.SHUT_RDWR)
+    until(lambda: served.quota.connections.used == 1)
+    served.call(gc.collect)
 
 
 def test_what_was_sent_ahead_is_charged_no_more_when_its_turn_has_come(serve: Serve) -> None:

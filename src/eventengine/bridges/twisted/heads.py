@@ -4,7 +4,8 @@ Twisted takes a line of up to 16 KiB, and up to 500 headers and 16 KiB of cookie
 up to 80 KiB of what comes while a request is handled. What of all that is more than FREE is charged when a read was
 handled, and until the request is done or, where its client has left, forgotten by who handles it. A fifth of the quota
 is left by all of them, or as much as there is while they have a sixteenth. Where there is no room, those are aborted
-that hold most, until it fits.
+that hold most, until it fits. A channel whose connection becomes that of another protocol, as of a websocket, is told
+of no end: what it holds is given back when it is collected.
 
 What a channel keeps lies in `_buffer` and `_dataBuffer`, and is counted in `_receivedHeaderSize` and
 `_receivedHeaderCount`; `_handlingRequest` says whether the request has come whole. Twisted has no public names for
@@ -18,7 +19,8 @@ these. tests/test_twisted_site.py finds it when that changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from twisted.internet.protocol import connectionDone
 from twisted.web.http import HTTPChannel
@@ -46,37 +48,58 @@ _PIECE: Final = 48
 """The same of a piece of what was sent ahead."""
 
 
+class _Share:
+    """What one channel is charged, as long as this exists."""
+
+    __slots__ = ("_memory", "amount")
+
+    def __init__(self, memory: MemoryQuota) -> None:
+        self._memory = memory
+        self.amount = 0
+
+    def __del__(self) -> None:
+        self._memory.give(self.amount)
+
+
 class Heads:
     """Those of one site. The reactor's thread's."""
 
     def __init__(self, memory: MemoryQuota, on_cut: Callable[[], object]) -> None:
         self.memory = memory
         self._on_cut = on_cut
-        self._held: dict[QuotaChannel, int] = {}
-        self._all = 0
+        self._shares: WeakKeyDictionary[QuotaChannel, _Share] = WeakKeyDictionary()
 
     def hold(self, channel: QuotaChannel, amount: int) -> None:
         """It keeps so many bytes now. May abort channels, this one, too."""
-        more = amount - self._held.get(channel, 0)
+        more = amount - self._amount_of(channel)
         while more > 0 and not self._try_take(more):
-            worst = max(self._held, key=self._held.__getitem__, default=channel)
-            if self._held.get(worst, 0) < amount:
+            worst = max(self._shares, key=self._amount_of, default=channel)
+            if self._amount_of(worst) < amount:
                 worst = channel
             self._on_cut()
             worst.abort()
             if worst is channel:
                 return
+        if not amount:
+            self._shares.pop(channel, None)
+            return
+        share = self._shares.get(channel)
+        if share is None:
+            share = self._shares[channel] = _Share(self.memory)
+        share.amount = amount
         if more < 0:
             self.memory.give(-more)
-        self._all += more
-        if amount:
-            self._held[channel] = amount
-        else:
-            self._held.pop(channel, None)
+
+    def _amount_of(self, channel: QuotaChannel) -> int:
+        share = self._shares.get(channel)
+        return 0 if share is None else share.amount
 
     def _try_take(self, amount: int) -> bool:
         size = self.memory.size or 0
-        return self.memory.try_take(amount, 0 if self._all + amount <= size // 16 else size // 5)
+        if self.memory.try_take(amount, size // 5):
+            return True
+        held = sum(share.amount for share in self._shares.values())
+        return held + amount <= size // 16 and self.memory.try_take(amount)
 
 
 class QuotaChannel(HTTPChannel):
@@ -114,7 +137,9 @@ class QuotaChannel(HTTPChannel):
     def abort(self) -> None:
         """By `Heads`."""
         self.site.heads.hold(self, 0)
-        cast("Any", self).transport.abortConnection()
+        transport: Any = self.transport
+        if transport is not None:  # else it is another's
+            transport.abortConnection()
 
 
 class _ChargedChannel(QuotaChannel):
