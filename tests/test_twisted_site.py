@@ -26,9 +26,12 @@ pytest.importorskip("twisted.internet", reason="Twisted is not installed")
 import twisted
 from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -283,6 +286,28 @@ def test_an_upload_that_stalls_while_another_waits_is_cut(
     served.memory.give(amount)
     assert other.answer() == (200, digest(BODY))
     assert served.memory.peak <= MIB
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+def test_an_upload_that_was_cut_is_not_handled_though_its_rest_comes_as_over_tls(kind: str) -> None:
+    quota, root = ResourceQuota(memory="1MiB"), Digest()
+    handled: list[Request] = []
+    cast("Any", root).render_POST = handled.append
+    site = QuotaSite(root, quota=quota, reactor=Clock())
+    site.startFactory()
+    channel: Any = site.buildProtocol(None)
+    transport: Any = StringTransport()  # which delivers what a test says, also when it was told to close
+    channel.makeConnection(transport)
+    channel.dataReceived(f"POST / HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: 5000\r\n\r\na=1&".encode())
+    [upload] = site.admission.moving
+    cast("Any", upload).cut()
+    assert transport.value().startswith(b"HTTP/1.1 408 ")
+    assert transport.disconnecting
+    channel.dataReceived(b"a=1&" * 1249)
+    assert handled == []
+    channel.connectionLost(Failure(ConnectionDone()))
+    site.stopFactory()
+    assert quota.memory.used == 0
 
 
 def test_each_piece_of_a_body_is_noticed_so_that_who_sends_slowly_does_not_stall(serve: Serve) -> None:

@@ -115,6 +115,8 @@ class _UploadRequest(_QuotaRequest):
         Request.gotLength(self, length if is_held else None)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self._upload.is_complete:  # it was cut: over TLS, more comes after that
+            return
         room = len(path) * _FORM + _marks_in(path) * _MARK
         if command == b"POST" and self._marks:
             room += cast("Any", self.content).tell() * _FORM + self._counted * _MARK
