@@ -698,6 +698,35 @@ def test_a_handler_that_raises_has_its_stream_closed(is_coroutine: bool, caplog:
     assert caplog.text.count("raise ZeroDivisionError") == 3
 
 
+def test_a_handler_that_raises_has_its_stream_closed_also_after_start_tls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server_context, context = contexts()
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB", connections=1)
+
+        class Raising(QuotaTCPServer):
+            async def handle_stream(self, stream: IOStream, address: object) -> None:
+                secured = await stream.start_tls(True, server_context)
+                await secured.write(await secured.read_bytes(1))
+                raise ZeroDivisionError
+
+        server = Raising(quota=quota)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        async with client(sock.getsockname()[1]) as (reader, writer):
+            await writer.start_tls(context)
+            writer.write(b"x")
+            assert await reader.read() == b"x"
+        await until(lambda: quota.connections.used == 0)
+        assert quota.memory.used == 0
+        server.stop()
+
+    run(case)
+    assert caplog.text.count("raise ZeroDivisionError") == 1
+
+
 def test_streams_are_made_once_where_handle_stream_calls_that_above() -> None:
     async def case() -> None:
         seen: list[IOStream] = []

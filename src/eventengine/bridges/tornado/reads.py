@@ -91,6 +91,7 @@ class Bounded(Counted):
         "_is_into",
         "_on_close",
         "_pending",
+        "_secured",
         "_size",
         "_wants",
         "_watch",
@@ -110,6 +111,7 @@ class Bounded(Counted):
         self._is_into: bool = False
         self._is_admitted = False  # and to go on in the loop's next turn
         self._on_close: Callable[[], None] | None = None
+        self._secured: weakref.ref[Bounded] | None = None  # what it has become by TLS
         super().__init__(*arguments, **options)
         self.is_in_body = True
         self.body_left = sys.maxsize  # how much is read at a time, is said here
@@ -328,6 +330,14 @@ class Bounded(Counted):
         self._on_close = callback
         super().set_close_callback(callback)
 
+    def abandon(self) -> None:
+        """Closes it, or what it has become by TLS: its handler has failed."""
+        secured = None if self._secured is None else self._secured()
+        if secured is not None:
+            secured.close()
+        elif self.socket is not None:
+            self.close()
+
     def start_tls(
         self,
         server_side: bool,
@@ -357,6 +367,7 @@ class Bounded(Counted):
             read_chunk_size=self.read_chunk_size,
         )
         made.charge(self.bound)
+        self._secured = weakref.ref(made)
         made.place, self.place = self.place, None
         if self.cost is not None:
             made.handshake = self.bound.handshake

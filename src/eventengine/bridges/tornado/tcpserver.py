@@ -10,7 +10,7 @@ from tornado.iostream import IOStream
 
 from eventengine.bridges.tornado.accepting import LimitedServer
 from eventengine.bridges.tornado.bound import Bound
-from eventengine.bridges.tornado.reads import bounded
+from eventengine.bridges.tornado.reads import Bounded, bounded
 from eventengine.quota import ResourceQuota, as_quota
 
 __all__ = ["QuotaTCPServer"]
@@ -72,5 +72,5 @@ class _Handler:
 
 def _close(stream: IOStream) -> None:
     """That it is dropped is not enough: a log may keep the error, which has the frames."""
-    if stream.socket is not None:  # it was not closed, nor has it become another by TLS
-        stream.close()
+    if isinstance(stream, Bounded):  # else it was closed before
+        stream.abandon()
