@@ -13,16 +13,22 @@ from eventengine import ResourceQuota
 
 pytest.importorskip("twisted.internet", reason="twisted is not installed")
 
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
 
 from eventengine.bridges.twisted.borrowed import Receiver
 from eventengine.bridges.twisted.bound import Bound
 from eventengine.bridges.twisted.host import _Descriptor
 from eventengine.bridges.twisted.ports import QuotaPort
 from eventengine.bridges.twisted.processes import EndpointProcessProtocol
+from eventengine.bridges.twisted.reactor import QuotaReactor
 from eventengine.bridges.twisted.transports import QuotaServer
 from eventengine.idle import Connections
+from eventengine.memory import Reservation
 from hand_turned import hand_turned
+from loops import ReactorLoop
 
 
 class Delayed:
@@ -189,6 +195,29 @@ def test_a_port_that_was_closed_while_it_waits_is_not_read_when_the_reactor_ends
     home.bound._stop_waiting()
     assert home.port not in home.reactor.readers
     assert home.built == []
+
+
+def test_a_connection_that_begins_to_wait_while_its_reactor_is_ending_is_told_that_it_is_lost() -> None:
+    lost: list[Failure] = []
+    quota = ResourceQuota(memory="1MiB")
+    reactor: Any = QuotaReactor(quota)
+    factory = Factory()
+    factory.noisy = False
+    protocol: Any = Protocol()
+    protocol.connectionLost = lost.append
+    factory.buildProtocol = lambda _: protocol  # type: ignore[assignment,method-assign]
+    near, far = socket.socketpair()
+    with near, far, closing(ReactorLoop(reactor, lambda: getattr(reactor, "_poller", near).close())):
+        reactor.adoptStreamConnection(near.fileno(), socket.AF_UNIX, factory)
+        ended: Deferred[None] = Deferred()
+        reactor.addSystemEventTrigger("before", "shutdown", lambda: ended)
+        reactor.fireSystemEvent("shutdown")
+        with Reservation(quota.memory, quota.memory.take(1 << 20, 1 << 20)):
+            protocol.transport.doRead()
+            assert protocol.transport not in reactor.getReaders()
+            ended.callback(None)
+    assert [failure.type for failure in lost] == [ConnectionLost]
+    assert quota.memory.used == 0
 
 
 def test_a_connection_whose_room_comes_between_two_looks_reads_on(

@@ -27,7 +27,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast, runtime_checkable
 from weakref import WeakValueDictionary
 
+from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.log import callWithLogger
 
 from eventengine.admission import Admission
 from eventengine.idle import Connections
@@ -102,6 +105,8 @@ class Waiting(Protocol):
 
     def stop_waiting(self) -> None: ...
 
+    def connectionLost(self, reason: Failure) -> object: ...
+
 
 class Aborted(Protocol):
     """A transport that is ending."""
@@ -127,7 +132,7 @@ class Bound:
         self._written: list[Written] = []
         self._most_written = 1  # until the first is sent, which looks at the quota's size
         self._waiting: dict[Waiting, None] = {}
-        self._trigger: object = None
+        self._triggers: list[object] = []
         self._ends: dict[Aborted, Any] = {}  # delayed calls
         self._until = 0.0  # the end of the tick
         self.cut = Tally(
@@ -208,12 +213,17 @@ class Bound:
     def wait(self, each: Waiting) -> None:
         """It is no reader while it waits for room, so the reactor would not find it when it ends."""
         if not self._waiting:
-            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self._stop_waiting)
+            add = self.reactor.addSystemEventTrigger
+            self._triggers = [
+                add("before", "shutdown", self._stop_waiting),
+                add("during", "shutdown", self._end_waiting),
+            ]
         self._waiting[each] = None
 
     def waits_no_more(self, each: Waiting) -> None:
         if self._waiting.pop(each, self) is None and not self._waiting and not self.is_ending:
-            self.reactor.removeSystemEventTrigger(self._trigger)
+            for trigger in self._triggers:
+                self.reactor.removeSystemEventTrigger(trigger)
 
     def abort_later(self, transport: Aborted) -> None:
         """A peer of TLS may never say that it has heard of the end, and one may never take what was written."""
@@ -233,6 +243,12 @@ class Bound:
         self.is_ending = True
         for each in list(self._waiting):
             each.stop_waiting()
+
+    def _end_waiting(self) -> None:
+        """By then the reactor has told all others that they are lost, and not those that wait since it began to end."""
+        self.is_ending = True
+        for each in list(self._waiting):
+            callWithLogger(each, each.connectionLost, Failure(CONNECTION_LOST))
 
     def call_later(self, delay: float, function: Callable[[], object], /) -> IDelayedCall:
         return cast("IDelayedCall", self.reactor.callLater(delay, function))
