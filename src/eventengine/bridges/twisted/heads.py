@@ -71,7 +71,8 @@ class Heads:
 
     def hold(self, channel: QuotaChannel, amount: int) -> None:
         """It keeps so many bytes now. May abort channels, this one, too."""
-        more = amount - self._amount_of(channel)
+        share = self._shares.get(channel)
+        more = amount if share is None else amount - share.amount
         while more > 0 and not self._try_take(more):
             worst = max(self._shares, key=self._amount_of, default=channel)
             if self._amount_of(worst) < amount:
@@ -81,9 +82,9 @@ class Heads:
             if worst is channel:
                 return
         if not amount:
-            self._shares.pop(channel, None)
+            if share is not None:
+                del self._shares[channel]
             return
-        share = self._shares.get(channel)
         if share is None:
             share = self._shares[channel] = _Share(self.memory)
         share.amount = amount
