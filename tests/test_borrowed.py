@@ -35,6 +35,7 @@ from eventengine import (
 )
 from eventengine.core.borrowed import PushTransport, borrow
 from eventengine.memory_quota import MemoryQuota
+from eventengine.reclaim import ReclamationPass, ReclamationSweep
 from eventengine.testing.application import Application, Callback, Ledger
 from eventengine.testing.conformance.fixtures import *
 from eventengine.testing.oracle import TIMEOUT, OracleServer, connect, pattern, receive, receive_all
@@ -474,3 +475,30 @@ def test_a_borrowed_endpoint_refuses_a_buffer_that_is_lent_and_goes_on() -> None
         reading.close()
         other.close()
         host.settle()
+
+
+@pytest.mark.parametrize("when", ["it-begins-to-wait", "bytes-come"])
+def test_a_borrowed_endpoint_that_a_reclaimer_closes_neither_waits_nor_holds_anything(when: str) -> None:
+    quota = ResourceQuota(memory=1 << 20)
+    allocator = quota.create_memory_allocator("its own")
+    outcome: list[Status] = []
+
+    def close(sweep: ReclamationSweep | None) -> None:
+        if sweep is not None:
+            endpoint.close()
+
+    with hand_turned() as (engine, host):
+        port = Pushed()
+        endpoint = borrow(engine._loop, port, LOOPBACK, LOOPBACK, allocator.memory)
+        if when == "bytes-come":
+            endpoint.read(outcome.append, SliceBuffer())
+        allocator.reserve(MemoryRequest(1 << 20))
+        allocator.post_reclaimer(ReclamationPass.IDLE, close)
+        if when == "bytes-come":
+            port.data(b"data")
+        else:
+            endpoint.read(outcome.append, SliceBuffer())
+        assert "close" in port.told
+        host.settle()
+        assert [status.code for status in outcome] == [StatusCode.CANCELLED]
+        assert (quota.memory.somebody_waits, quota.memory.used) == (False, 1 << 20)

@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from eventengine import ClosedResourceError, MemoryRequest, ResourceQuota, idle
+from eventengine import (
+    ClosedResourceError,
+    MemoryRequest,
+    ResourceQuota,
+    SliceBuffer,
+    Status,
+    StatusCode,
+    idle,
+)
 from eventengine.idle import AGAIN, Connections
 from eventengine.reclaim import Reclaimer, Reclaimers, ReclamationPass, ReclamationSweep
-from hand_turned import elsewhere
+from hand_turned import connected, elsewhere, hand_turned
 from together import run_together
 from turned_loop import Loop
 
@@ -425,3 +433,46 @@ def test_who_finds_none_idle_does_not_look_again_at_each_write(monkeypatch: pyte
     monkeypatch.setattr(idle, "monotonic", lambda: next(clock))
     assert [site.connections.close_idle() for _ in range(3)] == [False, False, False]
     assert site.asked == 2
+
+
+@pytest.mark.parametrize("gives", [0, 4 * KIB], ids=["no-room", "room"])
+@pytest.mark.parametrize("when", ["an-event", "a-call", "a-wake-up"])
+def test_a_read_that_begins_to_wait_may_have_its_connection_closed_by_a_reclaimer(when: str, gives: int) -> None:
+    """It is told once, and the closed connection is nowhere any more."""
+    quota = ResourceQuota("full", memory=4 * KIB)
+    allocator = quota.create_memory_allocator("its own")
+    told: list[Status] = []
+    buffer = SliceBuffer()
+    with hand_turned() as (engine, host), connected(engine, host, quota) as (endpoint, peer):
+        loop = engine._loop
+
+        def fill() -> None:
+            held.append(allocator.make_reservation(MemoryRequest(4 * KIB)))
+
+        def close(sweep: ReclamationSweep | None) -> None:
+            if sweep is not None:
+                endpoint.close()
+                if gives:
+                    held.pop().release()
+
+        held: list[Any] = []
+        peer.sendall(bytes(300))
+        if when == "a-call":
+            endpoint.read(told.append, buffer)  # fills its block, so that the next tries at once
+            host.until(lambda: told)
+            told.clear()
+            buffer.clear()
+        fill()
+        if when == "a-wake-up":
+            endpoint.read(told.append, buffer)
+            host.until(lambda: quota.memory.waiters)
+            held.pop().release()
+            fill()
+        allocator.post_reclaimer(IDLE, close)
+        if when != "a-wake-up":
+            engine.run(lambda: endpoint.read(told.append, buffer))
+        host.until(lambda: told)
+        host.settle()
+        assert [status.code for status in told] == [StatusCode.CANCELLED]
+        assert (list(quota.memory.waiters), loop.poller.busy, loop.callbacks.errors) == ([], {}, 0)
+        assert quota.memory.used == (0 if gives else 4 * KIB)

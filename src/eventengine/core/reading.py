@@ -103,7 +103,7 @@ class ReadingHalf(Operations):
             buffer._lent = False
             self._read_idle = None
             return True
-        if not self._watched and not self._waiting:
+        if not self._watched and not self._waiting and not self._closed:
             self._watched = True
             loop.poller.arm(self._fd, READ, self)
         return False
@@ -231,6 +231,9 @@ class ReadingHalf(Operations):
     def _wait_for_room(self) -> Block | None:
         memory = self._memory
         memory.add_waiter(self._on_room)
+        if self._closed:  # by a reclaimer, just now
+            memory.remove_waiter(self._on_room)
+            return None
         block = memory.try_block(self._target)
         if block is None:
             self._waiting = True
@@ -249,7 +252,7 @@ class ReadingHalf(Operations):
                 self._finish_read(status)
             elif self._waiting:
                 self._memory.keep_place(self._on_room)
-            else:
+            elif not self._closed:
                 self._loop.poller.arm(self._fd, READ, self)
             self._rest()
         if self._closed or not self._waiting:  # the close does not know that we were woken

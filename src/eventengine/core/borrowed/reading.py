@@ -102,9 +102,9 @@ class BorrowedReading(Operations):
         if self._has_room:
             return True
         self._memory.add_waiter(self._on_room)
-        if self._memory.has_room:
+        if self._closed or self._memory.has_room:  # closed by a reclaimer, just now
             self._memory.remove_waiter(self._on_room)
-            return True
+            return not self._closed
         self._waiting = True
         return False
 
@@ -135,6 +135,9 @@ class BorrowedReading(Operations):
         if self._closed:
             return
         self._store(memoryview(chunk).cast("B"))
+        if self._closed:  # by a reclaimer, just now
+            self._arrived.clear()
+            return
         if self._passing is not None:
             self._pass_on()
         if self._on_read is None:
