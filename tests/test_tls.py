@@ -1242,3 +1242,41 @@ def test_a_handshake_that_cannot_begin_leaves_the_connection_to_its_owner(monkey
         host.settle()
         assert endpoint.write(lambda _: None, SliceBuffer([b"still there"]))
         assert receive(oracle, 11) == b"still there"
+
+
+@pytest.mark.parametrize("what", ["broken-before", "closed-between-two-parts"])
+def test_a_sink_is_told_that_the_connection_was_closed_also_where_nothing_of_its_write_is_below(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    quota, statuses, done = ResourceQuota("a sink"), list[Status](), list[Any]()
+    with (
+        ThreadPoolExecutor(1) as threads,
+        hand_turned() as (engine, host),
+        connected(engine, host, quota) as (beneath, peer),
+        closing(quota.create_memory_allocator("tls")) as allocator,
+    ):
+        shaking = threads.submit(oracle_client, peer)
+        context = certificates().server_context()
+        tls.accept(engine, done.append, beneath, context, memory_allocator=allocator, timeout=TIMEOUT)
+        host.until(lambda: done)
+        with shaking.result(TIMEOUT) as oracle, closing(done.pop()) as endpoint:
+
+            def close_before_the_turn(self: Any, status: Status) -> None:
+                """As from another thread just then."""
+                assert status.ok
+                self._sent = status
+                self.close()
+
+            sinks = [Sink()]
+            if what == "broken-before":
+                sinks += [Sink(), Sink()]
+                oracle.close()
+            else:
+                monkeypatch.setattr(type(endpoint), "_on_sent", close_before_the_turn)
+                threads.submit(receive_all, oracle)
+            for told, sink in enumerate(sinks, 1):
+                assert not endpoint.write(statuses.append, SliceBuffer([bytes(8 << 20)]), sink=sink)
+                assert sink.told == []
+                host.until(lambda told=told: len(statuses) == told)
+            assert [sink.told for sink in sinks] == [[WriteEvent.CLOSED]] * len(sinks)
+            assert not any(status.ok for status in statuses)

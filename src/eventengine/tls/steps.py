@@ -29,6 +29,7 @@ from typing import Final
 
 from eventengine.core.endpoint import SocketEndpoint
 from eventengine.core.operations import CLOSED
+from eventengine.core.telemetry import Telling
 from eventengine.engine import Endpoint, EventEngine, TaskHandle, WriteEvent, WriteEventSink
 from eventengine.memory_quota import MemoryQuota
 from eventengine.slices import SliceBuffer
@@ -187,6 +188,8 @@ class Steps(Endpoint):
             self._to_write = None
             self._writing = request
             self._encrypter.take(request[1], request[2])
+            if self._unwritable is not None:
+                self._tell_of_the_end()
         if self._closed:
             self._go_on_closing()
             return
@@ -195,6 +198,12 @@ class Steps(Endpoint):
         has_tickets, self._has_tickets = self._has_tickets, False
         if self._encrypter.output and not (has_tickets and self._read_ended is not None):
             self._go_on_writing()
+
+    def _tell_of_the_end(self) -> None:
+        """Nothing more of the write goes below, where its sink would be told."""
+        writing, below = self._writing, self._below
+        if writing is not None and (sink := writing[3]) is not None and isinstance(below, SocketEndpoint):
+            self._writing = Telling(below, writing[0], sink), writing[1], writing[2], None
 
     def _go_on_reading(self) -> None:
         while True:
@@ -341,6 +350,7 @@ class Steps(Endpoint):
                 encrypter.encrypt(self._write_below, send)
         except ssl.SSLError as error:
             encrypter.drop()
+            self._tell_of_the_end()
             encrypter.encrypt(self._write_below)  # the alert
             self._unwritable = status_of(error, "writing")
 
@@ -358,6 +368,7 @@ class Steps(Endpoint):
                 return True
         except (ClosedResourceError, ForkedProcessError):
             ciphertext.clear()
+            self._tell_of_the_end()
             self._unwritable = CLOSED
             self._is_gone = True
             return False
@@ -369,11 +380,13 @@ class Steps(Endpoint):
     def _take_sent(self, status: Status) -> None:
         self._writes_below = False
         self._sealed.clear()
-        self._memory.give(self._outgoing_charge)
-        self._outgoing_charge = 0
         if not status.ok:
+            if not self._outgoing_charge:  # it was nothing of what is being written
+                self._tell_of_the_end()
             self._unwritable = status
             self._is_gone = self._is_gone or status.code is StatusCode.CANCELLED
+        self._memory.give(self._outgoing_charge)
+        self._outgoing_charge = 0
 
     def _end_write(self, status: Status) -> None:
         request = self._writing
@@ -402,6 +415,8 @@ class Steps(Endpoint):
             self._reading[1].clear()
             self._end_read(CLOSED)
         if self._writing is not None and not self._writes_below and not self._reads_below:
+            if self._encrypter.has_plaintext and self._unwritable is None:
+                self._tell_of_the_end()
             self._encrypter.drop()
             self._end_write(CLOSED)
 
