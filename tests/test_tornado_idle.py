@@ -214,6 +214,45 @@ def test_a_connection_of_a_server_of_streams_costs_something_too_and_more_with_t
     run(case)
 
 
+@pytest.mark.parametrize("begins", ["with TLS", "by start_tls"])
+def test_who_never_begins_its_handshake_with_a_server_of_streams_makes_room_for_who_waits(
+    begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for_server, for_client = contexts()
+
+    class Server(QuotaTCPServer):
+        async def handle_stream(self, stream: IOStream, address: object) -> None:
+            with contextlib.suppress(StreamClosedError):
+                if begins == "by start_tls":
+                    stream = await stream.start_tls(True, for_server)
+                while True:
+                    await stream.write(await stream.read_until(b"\n"))
+
+    async def case() -> None:
+        quota = ResourceQuota(memory="1MiB")
+        server = Server(quota=quota, ssl_options=for_server if begins == "with TLS" else None)
+        [sock] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([sock])
+        port = sock.getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=for_client)
+        await until(lambda: quota.memory.used == bound.TLS_COST)
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        await until(lambda: quota.memory.somebody_waits or quota.memory.is_over)
+        monkeypatch.setattr(bound, "NEW", 0.0)
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port, ssl=for_client)
+        for each in (writer, other_writer):
+            each.write(b"here\n")
+        for each in (reader, other_reader):
+            assert await each.readline() == b"here\n"
+        assert await silent[0][0].read() == b""
+        for _, each in [*silent, (reader, writer), (other_reader, other_writer)]:
+            each.close()
+        await until(lambda: quota.memory.used == 0)
+        server.stop()
+
+    run(case)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # as of a stock server
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("kind", "said"), [(Drops, b""), (Hurries, b"busy")])

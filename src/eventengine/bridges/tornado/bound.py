@@ -2,7 +2,8 @@
 
 A connection of a QuotaHTTPServer is charged what Tornado's own objects for one take. When the quota is short, those are
 closed that have waited longest for a request: for IDLE seconds after another, or for NEW seconds where there was none
-yet, for its line may be on its way.
+yet, for its line may be on its way. Of other servers' connections none is known to be idle, unless it is amid a
+handshake of TLS.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Bound:
         self.sent_at_once = 0  # within a write of one of its streams
         self._until = 0.0  # the end of the tick
         self.idle: dict[object, Counted] = {}
-        """Streams that wait for a request, by their connection, longest first."""
+        """Streams that wait for a request, or amid a handshake, by their connection, longest first."""
         self.connections = Connections(quota, loop, self._close_idle)
         self.admission = Admission(
             quota.memory,

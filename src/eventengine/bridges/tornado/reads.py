@@ -374,6 +374,7 @@ class Bounded(Counted):
             made.cost = TLS_COST + made.handshake
             self.bound.connections.grew(made.cost - self.cost)
             self.cost = None
+            made.begin_handshake()
         made.set_close_callback(on_close)
         future = made.wait_for_handshake()
         future.add_done_callback(lambda done: made.close() if done.cancelled() else None)
@@ -385,13 +386,28 @@ class BoundedIOStream(Bounded):
 
 
 class BoundedSSLIOStream(Bounded, Shaking):
+    def begin_handshake(self) -> None:
+        """As a server's: it is charged so much until then that who never goes on may be closed."""
+        self.bound.waits_for_request(self, self)
+
+    def _finish_ssl_connect(self) -> None:
+        self.bound.has_request(self)
+        super()._finish_ssl_connect()
+
+    def close_fd(self) -> None:
+        self.bound.has_request(self)
+        super().close_fd()
+
     def _has_more(self) -> bool:
         return super()._has_more() or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending() > 0)
 
 
 def bounded(stream: IOStream, bound: Bound, place: Place | None = None) -> IOStream:
     """`stream`, which is fresh, as one of a server's: it is charged, and gives back its place when it is closed."""
-    return opened(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound, place)
+    made = opened(stream, BoundedSSLIOStream if isinstance(stream, SSLIOStream) else BoundedIOStream, bound, place)
+    if isinstance(made, BoundedSSLIOStream):
+        made.begin_handshake()
+    return made
 
 
 def taken_over(stream: IOStream, bound: Bound, message: Message | None = None) -> IOStream:

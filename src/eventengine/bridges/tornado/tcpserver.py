@@ -29,7 +29,8 @@ class QuotaTCPServer(LimitedServer):
       more than the quota is closed with StreamBufferFullError, as at `max_buffer_size`. A read that has come in part,
       and to which nothing was added for two seconds while others wait, is closed. What `read_into` reads is not
       charged.
-    - A connection is charged 8 KiB for itself, with TLS 48 KiB, and 176 KiB more until its handshake is over.
+    - A connection is charged 8 KiB for itself, with TLS 48 KiB, and 176 KiB more until its handshake is over: when that
+      takes more than five seconds, it may be closed to make room for others.
     - Where the quota has a limit of `connections`, those beyond it stay in the backlog.
 
     Args:
